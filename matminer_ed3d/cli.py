@@ -1,0 +1,311 @@
+"""The command ``ed3d``: arguments to calls, answers to lines. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+# Where these stand in for imported names, the modules that own them would bring torch or scikit-learn into `--help`.
+TARGETS = ("space_group", "extinction_group", "crystal_system")
+PROTOCOLS = ("conventional", "primitive", "blind")
+SPLITS = ("unseen", "test", "prototype_test", "all")
+
+
+class _Complaints:
+    """One line on stderr for each input that fails, and the exit status that they make."""
+
+    def __init__(self) -> None:
+        self.status = 0
+
+    def __call__(self, name: str, error: BaseException) -> None:
+        message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            message = error.strerror
+        print(f"ed3d: {name}: {message.removeprefix(f'{name}: ')}", file=sys.stderr)
+        self.status = 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ed3d", description="Crystal system, extinction group and space group from a 3D electron density."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('matminer_ed3d')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="name the symmetry of crystals in files")
+    predict.add_argument("files", nargs="+", metavar="FILE", help="a density (CHGCAR) or a structure (CIF, POSCAR, pymatgen's JSON)")
+    predict.add_argument("--model", default="default", metavar="NAME", help="a shipped model, or a path to a .safetensors file")
+    predict.add_argument("--top", type=_positive, default=3, metavar="K", help="alternatives to name (default: %(default)s)")
+    predict.add_argument("--json", action="store_true", help="print one JSON object a line for each file")
+    predict.set_defaults(run=_predict)
+
+    featurize = commands.add_parser("featurize", help="turn files or table rows into samples or statistics")
+    featurize.add_argument("inputs", nargs="+", metavar="FILE_OR_PARQUET", help="files as for predict, or parquet tables of structures")
+    featurize.add_argument("--featurizer", choices=("points", "voxels", "statistics"), default="statistics", help="default: %(default)s")
+    featurize.add_argument("--out", required=True, type=Path, help=".csv or .parquet for statistics, .npz for points and voxels")
+    featurize.add_argument(
+        "--channels", default="total", metavar="A,B", help="points and voxels: total, diff, up, down (default: %(default)s)"
+    )
+    featurize.add_argument("--voxel-size", type=float, default=0.25, metavar="A", help="points and voxels, in Å (default: %(default)s)")
+    featurize.add_argument("--voxel-basis", choices=("lattice", "cartesian"), default="lattice", help="voxels (default: %(default)s)")
+    featurize.add_argument(
+        "--reduction", choices=("random", "mean"), help="one grid point of a voxel, or its mean (points: random; voxels: mean)"
+    )
+    featurize.add_argument(
+        "--threshold", type=float, default=0.0, metavar="RHO", help="leave out what is below, e/Å³ (default: %(default)s)"
+    )
+    featurize.add_argument("--max-points", type=_max_points, metavar="N", help="keep the densest N of a sample; 'paper' is by cell size")
+    featurize.add_argument("--seed", type=int, default=0, help="of random points (default: %(default)s)")
+    featurize.set_defaults(run=_featurize)
+
+    train = commands.add_parser("train", help="train a model on a table of structures")
+    train.add_argument("structures", metavar="STRUCTURES.parquet")
+    train.add_argument("--target", required=True, help=f"{', '.join(TARGETS)}, or a column of numbers")
+    train.add_argument("--model-out", required=True, type=Path, metavar="PATH", help="the weights, .safetensors")
+    train.add_argument("--family", choices=("sparse_cnn", "pointnet"), default="sparse_cnn", help="default: %(default)s")
+    train.add_argument("--architecture", default="small", help="small, paper, or what the family has (default: %(default)s)")
+    train.add_argument("--channels", default="total", metavar="A,B", help="default: %(default)s")
+    train.add_argument("--voxel-size", type=float, metavar="A", help="in Å (default: that of the estimator)")
+    train.add_argument("--cell", choices=("as_given", "reduced"), default="as_given", help="default: %(default)s")
+    train.add_argument("--d-min", type=float, metavar="A", help="resolution of the samples, in Å (with --cell reduced)")
+    train.add_argument("--max-points", type=_max_points, metavar="N", help="cap of a sample")
+    train.add_argument("--symprec", type=float, choices=(0.1, 0.01), default=0.1, help="of the labels, in Å (default: %(default)s)")
+    train.add_argument("--split", choices=("train", "all"), default="train", help="train: keep the test rows out (default: %(default)s)")
+    train.add_argument("--limit", type=_positive, metavar="N", help="at most N rows, drawn by the seed")
+    train.add_argument("--epochs", type=_positive, default=30, help="default: %(default)s")
+    train.add_argument("--batch-size", type=_positive, default=32, help="default: %(default)s")
+    train.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    train.add_argument("--augment", default="", metavar="A,B", help="augmentations, by name")
+    train.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
+    train.add_argument("--device", default="auto", help="default: %(default)s")
+    train.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="write the state after each epoch, and resume from it")
+    train.add_argument("--n-jobs", type=int, default=1, help="processes that make samples (default: %(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="score a model on a table of structures under a protocol, beside the controls")
+    evaluate.add_argument("structures", metavar="STRUCTURES.parquet")
+    evaluate.add_argument("--model", default="default", metavar="NAME", help="a shipped model, or a path to a .safetensors file")
+    evaluate.add_argument("--target", choices=(*TARGETS, "all"), default="all", help="default: %(default)s")
+    evaluate.add_argument("--protocol", choices=PROTOCOLS, default="blind", help="in which cell a crystal is shown (default: %(default)s)")
+    evaluate.add_argument("--symprec", type=float, choices=(0.1, 0.01), default=0.1, help="of the labels, in Å (default: %(default)s)")
+    evaluate.add_argument("--noise", type=float, default=0.0, metavar="F", help="rms of white noise, relative to that of rho - mean")
+    evaluate.add_argument("--d-min", type=float, metavar="A", help="cut the density at this resolution, in Å")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="take N of the eligible rows, drawn by the seed")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="default: %(default)s")
+    evaluate.add_argument("--split", choices=SPLITS, default="unseen", help="unseen: all but the training rows (default: %(default)s)")
+    evaluate.add_argument("--control-rows", type=int, default=24_000, metavar="N", help="most rows to fit controls on; 0: no controls")
+    evaluate.add_argument("--n-jobs", type=int, default=1, help="processes that make samples (default: %(default)s)")
+    evaluate.add_argument("--json", type=Path, metavar="OUT", help="write the result there; default: print it")
+    evaluate.set_defaults(run=_evaluate)
+
+    models = commands.add_parser("models", help="list the shipped models")
+    models.add_argument("--json", action="store_true", help="print their headers as one JSON object")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _max_points(text: str) -> int | str:
+    return text if text == "paper" else _positive(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from matminer_ed3d import prediction
+
+    model = prediction.load_model(options.model)
+    complain = _Complaints()
+    for path in options.files:
+        try:
+            answer = prediction.predict_file(path, model, options.top)
+        except prediction.FILE_ERRORS as error:
+            complain(path, error)
+            continue
+        print(json.dumps(answer, ensure_ascii=False) if options.json else _readable(answer), flush=True)
+    return complain.status
+
+
+def _readable(answer: dict[str, Any]) -> str:
+    """Lay out one answer of ``predict`` for a person."""
+    lines = [answer["file"]]
+    for target, title in (
+        ("crystal_system", "crystal system"),
+        ("extinction_group", "extinction group"),
+        ("space_group_number", "space group"),
+    ):
+        for rank, entry in enumerate(answer["top"].get(target, ())):
+            symbol = entry.get(target.removesuffix("_number") + "_symbol", "")
+            name = f"{entry[target]}  {_shortened(symbol)}" if symbol else str(entry[target])
+            lines.append(f"  {title if rank == 0 else '':<17}{name:<34}{100 * entry['probability']:6.2f} %")
+    return "\n".join(lines)
+
+
+def _shortened(symbol: str, width: int = 26) -> str:
+    return symbol if len(symbol) <= width else symbol[: width - 2] + " …"
+
+
+def _featurize(options: argparse.Namespace) -> int:
+    from matminer_ed3d import table_features
+
+    complain = _Complaints()
+    sources = table_features.named_sources(options.inputs, complain)
+    if options.featurizer == "statistics":
+        from matminer_ed3d.featurizers import DensityStatistics
+
+        n = table_features.save_statistics(sources, DensityStatistics(), options.out, complain)
+    else:
+        from matminer_ed3d.samples import SampleOptions
+
+        description = SampleOptions(
+            kind=options.featurizer,
+            channels=_names(options.channels),
+            voxel_size=options.voxel_size,
+            voxel_basis=options.voxel_basis,
+            reduction=options.reduction or ("random" if options.featurizer == "points" else "mean"),
+            threshold=options.threshold,
+            max_points=options.max_points,
+        )
+        n = table_features.save_samples(sources, description, options.out, complain, options.seed)
+    print(f"{n} of {options.featurizer} written to {options.out}")
+    return complain.status
+
+
+def _train(options: argparse.Namespace) -> int:
+    from matminer_ed3d import table_training
+
+    rows = table_training.training_rows(
+        options.structures, options.target, symprec=options.symprec, split=options.split, limit=options.limit, seed=options.seed
+    )
+    print(f"{len(rows.ids)} structures to train on", file=sys.stderr)
+    estimator = table_training.build_estimator(
+        options.family,
+        regression=options.target not in TARGETS,
+        architecture=options.architecture,
+        channels=_names(options.channels),
+        voxel_size=options.voxel_size,
+        cell=options.cell,
+        d_min=options.d_min,
+        max_points=options.max_points,
+        max_epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        augmentations=_names(options.augment),
+        precision=options.precision,
+        device=options.device,
+        checkpoint_dir=options.checkpoint_dir,
+        n_jobs=options.n_jobs,
+        random_state=options.seed,
+        verbose=1,
+    )
+    data = {"table": Path(options.structures).name, "n_rows": len(rows.ids), "split": options.split, "symprec": options.symprec}
+    table_training.train_on_table(estimator, rows, options.target, options.model_out, data=data, protocol="primitive")
+    print(f"weights written to {options.model_out}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from matminer_ed3d.evaluation import evaluate
+
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json {options.json}: there is no such folder")
+    result = evaluate(
+        options.structures,
+        options.model,
+        options.target,
+        protocol=options.protocol,
+        symprec=options.symprec,
+        noise=options.noise,
+        d_min=options.d_min,
+        limit=options.limit,
+        seed=options.seed,
+        split=options.split,
+        control_rows=options.control_rows,
+        n_jobs=options.n_jobs,
+    )
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    if options.json:
+        options.json.write_text(text + "\n", encoding="utf-8")
+        print(_summary(result))
+    else:
+        print(text)
+    return 0
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """Lay out the main figures of an evaluation for a person."""
+    failed = f", {result['n_failed']} failed" if result["n_failed"] else ""
+    lines = [f"{result['n']} structures{failed}; protocol {result['protocol']}, split {result['split']}, symprec {result['symprec']}"]
+    if not result["training_ids_known"]:
+        lines.append("what the model was trained on is not known: there is no list of training ids beside its weights")
+    elif result["n_seen_in_training"]:
+        lines.append(f"{result['n_seen_in_training']} rows that the model has seen in training were {result['seen_rows']}")
+    for target in TARGETS:
+        scored = result.get(target)
+        if not scored:
+            continue
+        lines.append(
+            f"{target:<17} top-1 {scored['top1']:.4f}  top-3 {scored['top3']:.4f}  macro-F1 {scored['macro_f1']:.4f}  ECE {scored['ece']:.4f}"
+        )
+        for name, control in (scored["controls"] or {}).items():
+            lines.append(f"  {name:<15} top-1 {control['top1']:.4f}                macro-F1 {control['macro_f1']:.4f}")
+    return "\n".join(lines)
+
+
+def _models(options: argparse.Namespace) -> int:
+    from matminer_ed3d.checkpoints import list_pretrained
+
+    headers = list_pretrained()
+    if options.json:
+        print(json.dumps(headers, ensure_ascii=False))
+        return 0
+    for name, header in headers.items():
+        target = header["target"] or "a number"
+        print(f"{name}: {header['estimator']}, {header['params'].get('architecture')}, {target}, {len(header['classes'] or ())} classes")
+    if not headers:
+        print("no model is shipped with this version")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``ed3d``.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if an input failed or the command could not run (one line on stderr says why); argparse itself
+        ends the process with 2 on wrong usage.
+    """
+    options = _parser().parse_args(arguments)
+    # spglib's C side prints notices on its own; what matters comes back as an error that we report.
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")
+    try:
+        return int(options.run(options))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"ed3d: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ed3d: stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,204 @@
+"""Arithmetic on values of a periodic function at the points (i/nx, j/ny, k/nz) of a cell: plain functions on arrays.
+
+A cell has the rows a, b, c of ``lattice`` (Å). A reflection ``h`` is an integer row; its wave vector is ``h @ inv(lattice).T``,
+of length 1/d (1/Å). A change of basis is an integer matrix ``P`` with ``new_lattice = P @ lattice``; then
+``frac_coords = new_frac_coords @ P`` and ``new_h = h @ P.T``.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Complex, Float, Int
+
+__all__ = [
+    "band_limit",
+    "change_basis",
+    "coarse_grid_shape",
+    "fine_grid_shape",
+    "fourier_coefficients",
+    "fourier_resample",
+    "from_coefficients",
+    "matching_grid_shape",
+    "mean_resample",
+    "reflections",
+    "shift_origin",
+]
+
+GridShape = tuple[int, int, int]
+
+
+def fine_grid_shape(lattice: Float[np.ndarray, "3 3"], grid_spacing: float) -> GridShape:
+    """Return the smallest grid, of sizes that transform fast, whose points are at most `grid_spacing` (Å) apart."""
+    lengths = np.linalg.norm(lattice, axis=1)
+    return tuple(int(scipy.fft.next_fast_len(max(1, int(np.ceil(n / grid_spacing - 1e-9))), real=True)) for n in lengths)  # type: ignore[return-value]
+
+
+def coarse_grid_shape(lattice: Float[np.ndarray, "3 3"], voxel_size: float, multiple_of: int = 1) -> GridShape:
+    """Return the counts, each a multiple of `multiple_of`, that divide the cell into voxels nearest `voxel_size` (Å)."""
+    lengths = np.linalg.norm(lattice, axis=1)
+    return tuple(multiple_of * max(1, round(n / voxel_size / multiple_of)) for n in lengths)  # type: ignore[return-value]
+
+
+def reflections(grid_shape: GridShape) -> Int[np.ndarray, "n_points 3"]:
+    """Return the reflection of every entry of a grid's discrete Fourier transform, in the order of ``ravel()``."""
+    axes = [np.fft.fftfreq(n, 1 / n).round().astype(np.int64) for n in grid_shape]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def fourier_coefficients(rho: Float[np.ndarray, "nx ny nz"]) -> Complex[np.ndarray, "nx ny nz"]:
+    """Return F(h) = mean over the grid of rho(x) exp(-2 pi i h.x), in the units of `rho`; F(0) is the mean."""
+    return scipy.fft.fftn(rho, norm="forward")
+
+
+def from_coefficients(
+    h: Int[np.ndarray, "n_refl 3"], coefficients: Complex[np.ndarray, " n_refl"], grid_shape: GridShape
+) -> Float[np.ndarray, "nx ny nz"]:
+    """Sum coefficients(h) exp(2 pi i h.x) on a grid.
+
+    Parameters
+    ----------
+    h : (n_refl, 3) int
+        Reflections; those that `grid_shape` cannot hold (2 abs(h) >= n) are left out.
+    coefficients : (n_refl,) complex
+        Fourier coefficients, Friedel mates included.
+    grid_shape : (int, int, int)
+        Points along a, b, c.
+
+    Returns
+    -------
+    (nx, ny, nz) float
+    """
+    shape = np.array(grid_shape)
+    fits = (2 * np.abs(h) < shape).all(axis=1) | (h == 0).all(axis=1)
+    spectrum = np.zeros(grid_shape, dtype=complex)
+    spectrum[tuple((h[fits] % shape).T)] = coefficients[fits]
+    return scipy.fft.ifftn(spectrum, norm="forward").real
+
+
+def fourier_resample(rho: Float[np.ndarray, "nx ny nz"], grid_shape: GridShape) -> Float[np.ndarray, "mx my mz"]:
+    """Resample by trigonometric interpolation: exact for what both grids can hold, and the mean never changes.
+
+    A Nyquist term that the finer grid can tell apart is split between +n/2 and -n/2, so the result stays real and
+    passes through the old values when the new points fall on old ones.
+    """
+    spectrum = scipy.fft.fftn(rho, norm="forward")
+    for axis, (old, new) in enumerate(zip(rho.shape, grid_shape, strict=True)):
+        if new == old:
+            continue
+        spectrum = np.moveaxis(spectrum, axis, 0)
+        out = np.zeros((new, *spectrum.shape[1:]), dtype=complex)
+        small = min(old, new)
+        half = (small - 1) // 2  # the last frequency below Nyquist of the smaller grid
+        out[: half + 1] = spectrum[: half + 1]
+        if half:
+            out[-half:] = spectrum[-half:]
+        if small % 2 == 0:
+            nyquist = small // 2
+            if new > old:
+                out[nyquist] = out[-nyquist] = 0.5 * spectrum[nyquist]
+            else:
+                out[nyquist] = spectrum[nyquist] + spectrum[-nyquist]
+        spectrum = np.moveaxis(out, 0, axis)
+    return scipy.fft.ifftn(spectrum, norm="forward").real
+
+
+def _overlap(n_old: int, n_new: int) -> Float[np.ndarray, "n_new n_old"]:
+    """Share of each new interval that each old one covers; interval i of n is [(i - 1/2)/n, (i + 1/2)/n), periodic."""
+    weights = np.zeros((n_new, n_old))
+    edges = np.unique(np.concatenate([(np.arange(n_old + 1) - 0.5) / n_old % 1.0, (np.arange(n_new + 1) - 0.5) / n_new % 1.0, [0.0, 1.0]]))
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    new, old = np.floor(middle * n_new + 0.5).astype(int) % n_new, np.floor(middle * n_old + 0.5).astype(int) % n_old
+    np.add.at(weights, (new, old), np.diff(edges) * n_new)
+    return weights
+
+
+def mean_resample(rho: Float[np.ndarray, "nx ny nz"], grid_shape: GridShape) -> Float[np.ndarray, "mx my mz"]:
+    """Average over the voxels of a coarser grid, each centred on its point; any ratio, never a value out of range.
+
+    Each old value stands for the voxel around its own point, and a new voxel takes it by the volume that they share,
+    so the mean over the cell never changes.
+    """
+    for axis, (old, new) in enumerate(zip(rho.shape, grid_shape, strict=True)):
+        if old != new:
+            rho = np.moveaxis(np.tensordot(_overlap(old, new), rho, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(rho)
+
+
+def shift_origin(rho: Float[np.ndarray, "nx ny nz"], frac_shift: Float[np.ndarray, "3"]) -> Float[np.ndarray, "nx ny nz"]:
+    """Return the function seen from a new origin at `frac_shift`: out(x) = rho(x + frac_shift).
+
+    A whole number of grid steps moves the values without touching them; anything else interpolates by Fourier phases.
+    """
+    steps = np.asarray(frac_shift, dtype=float) * rho.shape
+    if np.allclose(steps, np.round(steps), rtol=0, atol=1e-9):
+        return np.roll(rho, -np.round(steps).astype(int), axis=(0, 1, 2))
+    spectrum = scipy.fft.fftn(rho)
+    for axis, n in enumerate(rho.shape):
+        phase = np.exp(2j * np.pi * np.fft.fftfreq(n, 1 / n) * frac_shift[axis])
+        if n % 2 == 0:
+            phase[n // 2] = phase[n // 2].real
+        spectrum *= phase.reshape([-1 if a == axis else 1 for a in range(3)])
+    return scipy.fft.ifftn(spectrum).real
+
+
+def band_limit(
+    rho: Float[np.ndarray, "nx ny nz"], lattice: Float[np.ndarray, "3 3"], d_min: float, blur: float = 0.0
+) -> tuple[Int[np.ndarray, "n_refl 3"], Complex[np.ndarray, " n_refl"]]:
+    """Fourier coefficients within the sphere of resolution `d_min` (Å), damped by exp(-blur s^2).
+
+    Parameters
+    ----------
+    rho : (nx, ny, nz) float
+        Values on the grid.
+    lattice : (3, 3) float
+        Rows in Å.
+    d_min : float
+        Smallest lattice-plane distance kept, Å. Where the grid is too coarse for it, all that the grid holds is kept.
+    blur : float
+        Isotropic B (Å^2) that multiplies each coefficient by exp(-B s^2), s = 1 / (2 d).
+
+    Returns
+    -------
+    h : (n_refl, 3) int
+    coefficients : (n_refl,) complex
+        In the units of `rho`; the Nyquist planes of even grids, whose phase is not defined, are left out.
+    """
+    h = reflections(rho.shape)  # type: ignore[arg-type]
+    q_squared = ((h @ np.linalg.inv(lattice).T) ** 2).sum(axis=1)
+    keep = (q_squared <= d_min**-2 * (1 + 1e-9)) & ((2 * np.abs(h) < np.array(rho.shape)) | (h == 0)).all(axis=1)
+    return h[keep], fourier_coefficients(rho).ravel()[keep] * np.exp(-0.25 * blur * q_squared[keep])
+
+
+def change_basis(
+    rho: Float[np.ndarray, "nx ny nz"], basis_change: Int[np.ndarray, "3 3"], grid_shape: GridShape
+) -> Float[np.ndarray, "mx my mz"]:
+    """Values of the same function on a grid of the cell ``P @ lattice``.
+
+    Where every new point falls on an old one the values are only moved; otherwise they are interpolated by Fourier
+    coefficients, without the Nyquist planes of even grids and without what `grid_shape` cannot hold.
+    """
+    shape = np.array(rho.shape)
+    steps = basis_change * shape  # old grid steps along each new lattice vector
+    if (steps % np.array(grid_shape)[:, None] == 0).all():
+        index = np.zeros((*grid_shape, 3), dtype=np.int64)
+        for axis, n in enumerate(grid_shape):
+            walk = np.arange(n)[:, None] * (steps[axis] // n)
+            index = index + walk.reshape([n if a == axis else 1 for a in range(3)] + [3])
+        return rho[tuple(np.moveaxis(index % shape, -1, 0))]
+    h = reflections(rho.shape)  # type: ignore[arg-type]
+    known = ((2 * np.abs(h) < shape) | (h == 0)).all(axis=1)
+    return from_coefficients(h[known] @ basis_change.T, fourier_coefficients(rho).ravel()[known], grid_shape)
+
+
+def matching_grid_shape(lattice: Float[np.ndarray, "3 3"], old_shape: GridShape, basis_change: Int[np.ndarray, "3 3"]) -> GridShape:
+    """Grid for the cell ``P @ lattice``: every point on an old one where that is no coarser, else as fine as the finest axis."""
+    steps = basis_change * np.array(old_shape)
+    exact = np.array([gcd(*(int(abs(s)) for s in row)) for row in steps])
+    new_lattice = basis_change @ lattice
+    old_spacing = np.linalg.norm(lattice, axis=1) / old_shape
+    if (np.linalg.norm(new_lattice, axis=1) / exact <= 1.5 * old_spacing.max()).all():
+        return tuple(int(n) for n in exact)  # type: ignore[return-value]
+    return fine_grid_shape(new_lattice, float(old_spacing.min()))

@@ -1,0 +1,86 @@
+"""The default network: what the lattice and the Fourier coefficients show of the symmetry, and a convolutional look at the density.
+
+Two branches meet in one head. The first has nothing to learn (:mod:`matminer_ed3d.networks.symmetry_features`); the second is a residual
+convolution on the voxels that hold more than the mean density, with dilations in place of strides, so that it treats every
+voxel as an origin alike. Both see a crystal, not a box: shifting a periodic sample by whole voxels changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from matminer_ed3d.networks.batching import VoxelBatch
+from matminer_ed3d.networks.sparse_resnet import VoxelBatchNorm
+from matminer_ed3d.networks.symmetry_features import N_SYMMETRY_FEATURES, symmetry_features
+from matminer_ed3d.sparse.convolution import SparseConv3d
+from matminer_ed3d.sparse.pooling import global_max_pool, global_mean_pool
+from matminer_ed3d.sparse.voxels import Voxels
+
+__all__ = ["CrystalNet"]
+
+FEATURE_RANGE = 8.0  # standard deviations; rarer values are held there
+
+
+class _DilatedBlock(nn.Module):
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = VoxelBatchNorm(width)
+        self.conv = SparseConv3d(width, width, dilation=dilation)
+
+    def forward(self, feats: Tensor, voxels: Voxels) -> Tensor:
+        return feats + self.conv(self.norm(feats).relu(), voxels)[0]
+
+
+class CrystalNet(nn.Module):
+    """Symmetry features and a periodic convolution, for samples of a reduced cell.
+
+    Parameters
+    ----------
+    n_channels : int
+        Standardized densities of each voxel; the first is the total.
+    n_outputs : int
+        Classes, or 1 for a regression.
+    width : int
+        Channels of the convolutions.
+    dilations : sequence of int
+        One residual block each; with kernels of 3, (1, 1, 2, 2) sees 15 voxels across.
+    head_widths : sequence of int
+        Hidden layers of the head.
+    dropout : float
+        In the head.
+    """
+
+    def __init__(
+        self,
+        n_channels: int,
+        n_outputs: int,
+        width: int = 32,
+        dilations: Sequence[int] = (1, 1, 2, 2),
+        head_widths: Sequence[int] = (768, 384),
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.scale = VoxelBatchNorm(N_SYMMETRY_FEATURES, affine=False)
+        self.stem = SparseConv3d(n_channels, width)
+        self.blocks = nn.ModuleList(_DilatedBlock(width, dilation) for dilation in dilations)
+        self.pool_norm = VoxelBatchNorm(2 * width)
+        sizes = [N_SYMMETRY_FEATURES + 2 * width, *head_widths]
+        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
+        self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_outputs))
+
+    def forward(self, batch: VoxelBatch) -> Float[Tensor, "n_samples n_outputs"]:
+        """Return logits or values, one row for each sample."""
+        symmetry = self.scale(symmetry_features(batch)).clamp(-FEATURE_RANGE, FEATURE_RANGE)
+        kept = batch.feats[:, 0] >= 0  # at least the mean density; a standardized sample always has such voxels
+        voxels = Voxels(batch.coords[kept], batch.grid_shapes)
+        density = batch.feats[kept]
+        feats, _ = self.stem(density.sign() * density.abs().log1p(), voxels)
+        for block in self.blocks:
+            feats = block(feats, voxels)
+        pooled = [pool(feats, voxels.batch_index, batch.n_samples) for pool in (global_mean_pool, global_max_pool)]
+        outputs: Tensor = self.head(torch.cat([symmetry, self.pool_norm(torch.cat(pooled, 1))], 1))
+        return outputs.float()

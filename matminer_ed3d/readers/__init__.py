@@ -1,0 +1,1 @@
+"""Readers of files: text in, arrays out."""

@@ -1,0 +1,157 @@
+"""Sparse 3D convolution over a kernel map: gather the neighbours of a block of outputs, multiply once, write the block.
+
+Every output row is one product of its gathered neighbours, (rows, K c_in) @ (K c_in, c_out), absent neighbours being zero
+("implicit GEMM"). Nothing is scattered: the gradient of the inputs gathers over the inverse map, that of the weights gathers
+again and sums blocks in order. Results therefore repeat bit for bit and do not depend on the other samples of a batch beyond the
+rounding of one product.
+
+Measured against the other way, one gather, product and scatter for each offset over the pairs that exist (one Zen 4 core, 64 cells a
+third full, 32 and 64 channels, forward and backward): this one is 1.2 to 1.35 times faster at dilation 1, where 16 of 27 neighbours
+exist, and 1.2 to 1.4 times slower at dilation 2, where 10 do. Fuller cells favour it further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from matminer_ed3d.sparse.voxels import KernelMap, Voxels, kernel_map
+
+__all__ = ["SparseConv3d", "sparse_conv"]
+
+# Bytes of gathered neighbours in one block: within a core's second-level cache on a CPU; on a GPU enough rows to fill it.
+CPU_BLOCK_BYTES = 1 << 20
+GPU_BLOCK_BYTES = 1 << 29
+
+
+def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"]) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of output rows and the features of their neighbours, (rows, k c)."""
+    n_out, n_offsets = neighbours.shape
+    padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # row n_in: the absent neighbour
+    block_bytes = CPU_BLOCK_BYTES if feats.device.type == "cpu" else GPU_BLOCK_BYTES
+    n_rows = max(64, block_bytes // (n_offsets * feats.shape[1] * feats.element_size()))
+    for start in range(0, n_out, n_rows):
+        rows = slice(start, min(start + n_rows, n_out))
+        yield rows, padded.index_select(0, neighbours[rows].reshape(-1)).view(rows.stop - start, -1)
+
+
+def _convolve(
+    feats: Float[Tensor, "n_in c_in"], weight: Float[Tensor, "k c_in c_out"], neighbours: Int[Tensor, "n_out k"]
+) -> Float[Tensor, "n_out c_out"]:
+    flat = weight.reshape(-1, weight.shape[2])
+    out = feats.new_empty(len(neighbours), weight.shape[2])
+    for rows, gathered in _gathered(feats, neighbours):
+        torch.mm(gathered, flat, out=out[rows])
+    return out
+
+
+def _weight_gradient(
+    feats: Float[Tensor, "n_in c_in"], grad: Float[Tensor, "n_out c_out"], neighbours: Int[Tensor, "n_out k"]
+) -> Float[Tensor, "k c_in c_out"]:
+    # blocks are summed in float32 at least: thousands of bfloat16 partial sums would lose the small ones
+    dtype = torch.promote_types(feats.dtype, torch.float32)
+    total = torch.zeros(neighbours.shape[1] * feats.shape[1], grad.shape[1], dtype=dtype, device=feats.device)
+    for rows, gathered in _gathered(feats, neighbours):
+        if feats.dtype == dtype:
+            total.addmm_(gathered.t(), grad[rows])
+        else:
+            total += gathered.t() @ grad[rows]
+    return total.view(neighbours.shape[1], feats.shape[1], grad.shape[1]).to(feats.dtype)
+
+
+class _SparseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
+        ctx.save_for_backward(feats, weight)
+        ctx.kmap = kmap
+        return _convolve(feats, weight, kmap.neighbours)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        feats, weight = ctx.saved_tensors
+        wants_feats, wants_weight, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        grad_feats = _convolve(grad, weight.transpose(1, 2), ctx.kmap.inverse) if wants_feats else None
+        grad_weight = _weight_gradient(feats, grad, ctx.kmap.neighbours) if wants_weight else None
+        return grad_feats, grad_weight, None
+
+
+def sparse_conv(
+    feats: Float[Tensor, "n_in c_in"], weight: Float[Tensor, "n_offsets c_in c_out"], kmap: KernelMap
+) -> Float[Tensor, "n_out c_out"]:
+    """Convolve the features of sparse voxels: ``out[v] = sum_o feats[stride v + dilation o] @ weight[o]``.
+
+    Parameters
+    ----------
+    feats : (n_in, c_in) float
+        One row for each input voxel of `kmap`.
+    weight : (n_offsets, c_in, c_out) float
+        Offsets in the order of `kernel_offsets`, x slowest. A weight of ``torch.nn.Conv3d`` is ``weight.permute(2, 3, 4, 1, 0)``
+        flattened over its first three axes.
+    kmap : KernelMap
+        From `kernel_map`.
+
+    Returns
+    -------
+    (n_out, c_out) float
+        In the lower precision where autocast is on. Differentiable once, with respect to `feats` and `weight`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit the map.
+    """
+    expected = (kmap.n_in, kmap.neighbours.shape[1], feats.shape[1])
+    if (len(feats), weight.shape[0], weight.shape[1]) != expected:
+        raise ValueError(
+            f"`feats` (n_in, c_in) and `weight` (n_offsets, c_in, c_out) must fit a kernel map of {kmap.n_in} input voxels and "
+            f"{kmap.neighbours.shape[1]} offsets, got {tuple(feats.shape)} and {tuple(weight.shape)}"
+        )
+    device = feats.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        feats, weight = feats.to(dtype), weight.to(dtype)
+    return _SparseConv.apply(feats, weight, kmap)  # type: ignore[no-untyped-call]
+
+
+class SparseConv3d(nn.Module):
+    """A convolution layer on sparse voxels, periodic where the voxels are.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        Channels in and out.
+    kernel_size : int
+        Offsets along each axis; odd kernels are centred.
+    stride : int
+        Step of the output grid.
+    dilation : int
+        Voxels between neighbouring offsets.
+    bias : bool
+        Whether to add a learned constant to every output channel.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, dilation: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+        self.weight = nn.Parameter(torch.empty(kernel_size**3, c_in, c_out))
+        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
+        nn.init.normal_(self.weight, std=(2 / (kernel_size**3 * c_in)) ** 0.5)  # He et al. (2015), for ReLU, fan in
+
+    def forward(self, feats: Float[Tensor, "n_in c_in"], voxels: Voxels) -> tuple[Float[Tensor, "n_out c_out"], Voxels]:
+        """Return the features of the output voxels, and those voxels."""
+        kmap, out_voxels = kernel_map(voxels, self.kernel_size, self.stride, self.dilation)
+        out = sparse_conv(feats, self.weight, kmap)
+        return (out if self.bias is None else out + self.bias.to(out.dtype)), out_voxels
+
+    def extra_repr(self) -> str:
+        """Describe the layer in ``print(module)``."""
+        _, c_in, c_out = self.weight.shape
+        size = f"kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
+        return f"{c_in}, {c_out}, {size}, bias={self.bias is not None}"

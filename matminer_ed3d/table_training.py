@@ -1,0 +1,143 @@
+"""Train an estimator on a table of structures, and keep the list of the ids it has seen beside its weights."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from matminer_ed3d import datasets, labels
+from matminer_ed3d.conditions import ROW_ERRORS, describe_error
+from matminer_ed3d.prediction import train_ids_path
+
+__all__ = ["SYMMETRY_TARGETS", "TrainingRows", "build_estimator", "train_on_table", "training_rows"]
+
+SYMMETRY_TARGETS = {"crystal_system": "crystal_system", "extinction_group": "extinction_group", "space_group": "space_group_number"}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRows:
+    """Structures to learn from: ids, pymatgen Structures, labels or numbers; and the rows left out, with the reason."""
+
+    ids: list[str]
+    structures: list[Any]
+    targets: np.ndarray
+    failed: list[tuple[str, str]]
+
+
+def training_rows(
+    path: str | os.PathLike[str], target: str, *, symprec: float = 0.1, split: str = "train", limit: int | None = None, seed: int = 0
+) -> TrainingRows:
+    """Choose and read the rows to train on.
+
+    Parameters
+    ----------
+    path : path
+        A parquet file with the columns of :mod:`matminer_ed3d.datasets`.
+    target : str
+        ``crystal_system``, ``extinction_group``, ``space_group``, or the name of a column of numbers.
+    symprec : {0.1, 0.01}
+        Tolerance of the symmetry labels, Å; a label that the table does not have is found by spglib.
+    split : {"train", "all"}
+        ``train`` leaves out the rows that :func:`~matminer_ed3d.protocols.assign_split` keeps for testing; it needs the columns
+        ``formula`` and ``sg_symprec_01``.
+    limit : int, optional
+        At most this many rows, drawn by `seed`.
+    seed : int
+        Of that draw.
+
+    Raises
+    ------
+    ValueError
+        On an unknown option, missing columns, or no row with a target.
+    """
+    if split not in ("train", "all"):
+        raise ValueError(f"`split` must be 'train' or 'all', got {split!r}")
+    table = datasets.read_structures(path)
+    if target not in SYMMETRY_TARGETS and target not in table.columns:
+        raise ValueError(f"`target` must be one of {tuple(SYMMETRY_TARGETS)} or a column of {table.path}, got {target!r}")
+    rows = np.arange(table.n_rows)
+    if split == "train":
+        rows = rows[np.isin(datasets.assigned_sides(table), ("train", "validation"))]
+    if target not in SYMMETRY_TARGETS:
+        values = np.array([np.nan if v is None else float(v) for v in table.values(target)])
+        rows = rows[np.isfinite(values[rows])]
+    table = table.take(datasets.random_rows(rows, limit, seed))
+    known: list[Any] = datasets.space_group_labels(table, symprec) if target in SYMMETRY_TARGETS else table.values(target)
+    ids, structures, targets, failed = [], [], [], []
+    for index, row_id in enumerate(table.values("id")):
+        try:
+            structure = table.structure(index)
+            value = known[index] if known[index] is not None else labels.space_group_number(structure, symprec)
+        except ROW_ERRORS as error:
+            failed.append((str(row_id), describe_error(error)))
+            continue
+        ids.append(str(row_id))
+        structures.append(structure)
+        targets.append(value)
+    if not ids:
+        raise ValueError(f"{table.path}: no row to train on for {target!r} in the split {split!r}; use split 'all' or another table")
+    if target in SYMMETRY_TARGETS:
+        return TrainingRows(ids, structures, np.asarray(labels.target_of(np.array(targets), SYMMETRY_TARGETS[target])), failed)
+    return TrainingRows(ids, structures, np.array(targets, dtype=float), failed)
+
+
+def build_estimator(family: str, *, regression: bool, **parameters: Any) -> Any:
+    """Make an estimator of a family; a parameter that is None, or empty, stays at its default.
+
+    Parameters
+    ----------
+    family : {"sparse_cnn", "pointnet"}
+    regression : bool
+        A regressor, not a classifier.
+    parameters
+        Of the estimator.
+
+    Raises
+    ------
+    ValueError
+        If there is no such family, or it does not have a parameter.
+    """
+    from matminer_ed3d import estimators
+
+    families = {
+        "sparse_cnn": (estimators.SparseCNNClassifier, estimators.SparseCNNRegressor),
+        "pointnet": (estimators.PointNetClassifier, estimators.PointNetRegressor),
+    }
+    if family not in families:
+        raise ValueError(f"`family` must be one of {tuple(families)}, got {family!r}")
+    estimator: Any = families[family][regression]()
+    return estimator.set_params(**{name: value for name, value in parameters.items() if value is not None and value != ()})
+
+
+def train_on_table(estimator: Any, rows: TrainingRows, target: str, out: str | os.PathLike[str], *, data: Any, protocol: Any) -> None:
+    """Fit an estimator and write its weights, and beside them the list of the ids it has seen.
+
+    Parameters
+    ----------
+    estimator : classifier or regressor
+        Not fitted.
+    rows : TrainingRows
+        From :func:`training_rows`.
+    target : str
+        As there.
+    out : path
+        Ends in ``.safetensors``.
+    data, protocol : JSON
+        Written into the header.
+
+    Raises
+    ------
+    ValueError
+        If `out` has another ending.
+    """
+    if not str(out).endswith(".safetensors"):
+        raise ValueError(f"`out` must end in .safetensors, got {os.fspath(out)!r}")
+    for row_id, reason in rows.failed:
+        print(f"{row_id}: left out: {reason}", file=sys.stderr)
+    estimator.fit(rows.structures, rows.targets)
+    estimator.save(out, target=SYMMETRY_TARGETS.get(target), data=data, protocol=protocol)
+    datasets.save_train_ids(train_ids_path(out), rows.ids)

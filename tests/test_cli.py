@@ -1,0 +1,292 @@
+"""The command: files and tables in, answers out, one line for what fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from matminer_ed3d import cli, datasets, labels, prediction, table_features
+from matminer_ed3d.estimators import PointNetClassifier, SparseCNNClassifier
+
+SMALL = ("cubic", "hexagonal", "tetragonal", "orthorhombic", "trigonal")
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, _built_crystals):
+    """A model of five space groups, trained for a moment: its answers are answers, not good ones."""
+    structures = [_built_crystals[system] for system in SMALL] * 2
+    numbers = [labels.space_group_number(structure) for structure in structures]
+    model = SparseCNNClassifier(
+        architecture="small", voxel_size=1.0, max_epochs=1, validation_fraction=0.0, early_stopping=None, random_state=0
+    )
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    model.fit(structures, numbers).save(path, target="space_group_number")
+    return str(path)
+
+
+@pytest.fixture
+def table(tmp_path, crystals):
+    rows = []
+    for i in range(12):
+        structure = crystals[SMALL[i % 5]].get_primitive_structure()
+        rows.append(
+            {
+                "id": f"mp-{i}",
+                "formula": structure.composition.reduced_formula,
+                "n_sites": len(structure),
+                "lattice": structure.lattice.matrix.ravel().tolist(),
+                "numbers": list(structure.atomic_numbers),
+                "frac": structure.frac_coords.ravel().tolist(),
+                "sg_symprec_01": labels.space_group_number(structure),
+                "sg_symprec_001": labels.space_group_number(structure, 0.01),
+                "band_gap": None if i == 3 else float(i),
+            }
+        )
+    path = tmp_path / "structures.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# predict
+
+
+def test_predict_json_is_one_consistent_object_a_file(capsys, model_path, chgcar_path, cif_path):
+    status, out, err = run(capsys, "predict", chgcar_path, cif_path, "--model", model_path, "--top", 2, "--json")
+    assert (status, err) == (0, "")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["file"] for answer in answers] == [str(chgcar_path), str(cif_path)]
+    for answer in answers:
+        number = answer["space_group_number"]
+        assert answer["space_group_symbol"] == labels.space_group_symbol(number)
+        assert answer["crystal_system"] in labels.CRYSTAL_SYSTEMS
+        assert answer["extinction_group_symbol"] == labels.extinction_group_symbol(answer["extinction_group"])
+        for target in labels.TARGETS:
+            assert len(answer["top"][target]) == 2
+            best, second = answer["top"][target]
+            assert best[target] == answer[target]
+            assert best["probability"] == answer[f"{target}_probability"] >= second["probability"] > 0
+
+
+def test_coarser_probabilities_are_sums(model_path, cif_path):
+    model = prediction.load_model(model_path)
+    proba = model.estimator.predict_proba([str(cif_path)])[0]
+    answer = prediction.predict_file(cif_path, model, top=7)
+    for target in labels.TARGETS:
+        of_class = labels.target_of(model.estimator.classes_, target)
+        for entry in answer["top"][target]:
+            assert entry["probability"] == pytest.approx(proba[of_class == entry[target]].sum(), abs=1e-12)
+        assert sum(entry["probability"] for entry in answer["top"][target]) == pytest.approx(1.0)
+    assert prediction.predict_many([cif_path], model, top=7) == [answer]
+
+
+def test_an_extinction_group_model_tells_the_system():
+    proba = np.array([[0.1, 0.2, 0.7]])
+    groups = [labels.extinction_group(number) for number in (1, 225, 221)]
+    values, classes = prediction.target_proba(proba, groups, "extinction_group", "crystal_system")
+    assert dict(zip(classes.tolist(), values[0].tolist(), strict=True)) == pytest.approx({"triclinic": 0.1, "cubic": 0.9})
+    with pytest.raises(ValueError, match="use a model of a finer target"):
+        prediction.target_proba(proba, groups, "extinction_group", "space_group_number")
+
+
+def test_predict_for_people_names_system_group_and_symbol(capsys, model_path, cif_path):
+    status, out, _ = run(capsys, "predict", cif_path, "--model", model_path, "--top", 1)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == str(cif_path)
+    assert [line.split("  ")[1] for line in lines[1:]] == ["crystal system", "extinction group", "space group"]
+    assert all(line.endswith(" %") for line in lines[1:])
+
+
+def test_an_unreadable_file_costs_one_line_and_the_others_run(capsys, tmp_path, model_path, cif_path):
+    (tmp_path / "empty.cif").write_text("")
+    (tmp_path / "CHGCAR").write_text("Si\n1.0\n4 0 0\n0 4 0\n0 0 4\nSi\n1\nDirect\n0 0 0\n\n2 2 2\n1.0 2.0\n")
+    (tmp_path / "noise.bin").write_bytes(bytes(range(256)))
+    bad = [tmp_path / "absent.cif", tmp_path / "empty.cif", tmp_path / "CHGCAR", tmp_path / "noise.bin", tmp_path]
+    status, out, err = run(capsys, "predict", bad[0], cif_path, *bad[1:], cif_path, "--model", model_path, "--json")
+    assert status == 1
+    assert [json.loads(line)["file"] for line in out.splitlines()] == [str(cif_path)] * 2
+    lines = err.splitlines()
+    assert len(lines) == len(bad)
+    for path, line in zip(bad, lines, strict=True):
+        assert line.startswith(f"ed3d: {path}: ")
+        assert len(line) > len(f"ed3d: {path}: ") + 5
+
+
+def test_an_unknown_model_is_one_line(capsys, tmp_path, cif_path):
+    for name in ("no-such-model", tmp_path / "absent.safetensors"):
+        status, out, err = run(capsys, "predict", cif_path, "--model", name)
+        assert (status, out) == (1, "")
+        assert str(name) in err
+        assert err.count("\n") == 1
+
+
+def test_a_model_of_no_symmetry_target_is_refused(capsys, tmp_path, crystals, cif_path):
+    model = PointNetClassifier(max_epochs=1, max_points=50, validation_fraction=0.0, early_stopping=None, random_state=0)
+    path = tmp_path / "other.safetensors"
+    model.fit([crystals["cubic"], crystals["tetragonal"]] * 2, ["salt", "ore"] * 2).save(path)
+    status, _, err = run(capsys, "predict", cif_path, "--model", path)
+    assert status == 1
+    assert "expected a classifier of one of" in err
+
+
+# featurize
+
+
+@pytest.mark.parametrize("kind", ["points", "voxels"])
+def test_featurize_samples_round_trip(capsys, tmp_path, table, cif_path, kind):
+    out = tmp_path / "samples.npz"
+    status, printed, err = run(
+        capsys,
+        "featurize",
+        cif_path,
+        table,
+        tmp_path / "absent.cif",
+        "--featurizer",
+        kind,
+        "--voxel-size",
+        0.8,
+        "--max-points",
+        100,
+        "--out",
+        out,
+    )
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "absent.cif" in err
+    assert printed.startswith("13 of")
+    names, samples = table_features.load_samples(out)
+    assert names == [str(cif_path), *(f"mp-{i}" for i in range(12))]
+    assert all(0 < sample.n_points <= 100 for sample in samples)
+    volume = abs(np.linalg.det(samples[0].lattice))
+    assert volume == pytest.approx(62.4, abs=0.5)  # rutile
+
+
+def test_featurize_statistics(capsys, tmp_path, table, cif_path):
+    import pandas as pd
+
+    for ending in ("csv", "parquet"):
+        out = tmp_path / f"statistics.{ending}"
+        status, _, err = run(capsys, "featurize", table, cif_path, "--out", out)
+        assert (status, err) == (0, "")
+        frame = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
+        assert frame["name"].tolist() == [*(f"mp-{i}" for i in range(12)), str(cif_path)]
+        assert frame.shape[1] > 5
+        assert np.isfinite(frame.drop(columns="name").to_numpy(float)).all()
+
+
+@pytest.mark.parametrize(("kind", "out"), [("points", "x.csv"), ("statistics", "x.npz")])
+def test_featurize_refuses_an_ending_that_does_not_fit(capsys, tmp_path, cif_path, kind, out):
+    status, _, err = run(capsys, "featurize", cif_path, "--featurizer", kind, "--out", tmp_path / out)
+    assert status == 1
+    assert "must end in" in err
+
+
+# train and evaluate
+
+
+def test_train_then_evaluate_then_predict(capsys, tmp_path, table, cif_path):
+    model = tmp_path / "own.safetensors"
+    options = ["--epochs", 1, "--voxel-size", 1.0, "--batch-size", 4]
+    status, _, err = run(capsys, "train", table, "--target", "space_group", "--model-out", model, "--split", "all", "--limit", 8, *options)
+    assert status == 0, err
+    seen = datasets.load_train_ids(prediction.train_ids_path(model))
+    assert len(seen) == 8
+
+    out = tmp_path / "scores.json"
+    status, printed, err = run(capsys, "evaluate", table, "--model", model, "--protocol", "primitive", "--json", out)
+    assert status == 0, err
+    result = json.loads(out.read_text())
+    assert (result["n"], result["n_seen_in_training"], result["protocol"], result["split"]) == (4, 8, "primitive", "unseen")
+    for target in cli.TARGETS:
+        assert {"top1", "top3", "macro_f1", "ece", "controls"} <= set(result[target])
+        assert result[target]["controls"] is None
+        assert "fewer than" in result[target]["controls_reason"]
+    assert "8 rows that the model has seen in training were left out" in printed
+
+    status, printed, _ = run(capsys, "evaluate", table, "--model", model, "--target", "crystal_system", "--split", "all", "--limit", 3)
+    assert status == 0
+    assert json.loads(printed)["crystal_system"]["per_class_recall"]
+
+    assert run(capsys, "predict", cif_path, "--model", model)[0] == 0
+
+
+def test_train_a_regressor_on_a_column(capsys, tmp_path, table):
+    model = tmp_path / "gap.safetensors"
+    options = ["--family", "pointnet", "--epochs", 1, "--max-points", 60, "--split", "all"]
+    status, _, err = run(capsys, "train", table, "--target", "band_gap", "--model-out", model, *options)
+    assert status == 0, err
+    assert "11 structures" in err  # one has no band gap
+    status, _, err = run(capsys, "evaluate", table, "--model", model)
+    assert status == 1
+    assert "expected a classifier" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "TABLE", "--target", "colour", "--model-out", "x.safetensors"], "or a column of"),
+        (["train", "TABLE", "--target", "space_group", "--model-out", "x.pickle", "--split", "all"], "must end in .safetensors"),
+        (["train", "absent.parquet", "--target", "space_group", "--model-out", "x.safetensors"], "no such file"),
+        (["evaluate", "absent.parquet", "--model", "MODEL"], "no such file"),
+        (["evaluate", "TABLE", "--model", "MODEL", "--noise", "-1"], "`noise`"),
+        (["evaluate", "TABLE", "--model", "MODEL", "--json", "/no/such/folder/x.json"], "no such folder"),
+    ],
+)
+def test_what_cannot_run_is_one_line(capsys, table, model_path, arguments, message):
+    status, _, err = run(capsys, *({"TABLE": table, "MODEL": model_path}.get(a, a) for a in arguments))
+    assert status == 1
+    assert message in err
+    assert err.splitlines()[-1].startswith("ed3d: ")
+
+
+def test_wrong_usage_is_argparse_s():
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["evaluate", "x.parquet", "--protocol", "standard"])
+    assert exit_info.value.code == 2
+
+
+# models and the process
+
+
+def test_models_lists_what_is_shipped(capsys):
+    from matminer_ed3d.checkpoints import list_pretrained
+
+    status, out, _ = run(capsys, "models", "--json")
+    assert status == 0
+    assert set(json.loads(out)) == set(list_pretrained())
+    assert run(capsys, "models")[0] == 0
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys; from matminer_ed3d import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'pymatgen', 'sklearn', 'pandas'} & set(sys.modules)))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert time.perf_counter() - start < 5
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("predict", "featurize", "train", "evaluate", "models"):
+        assert command in done.stdout
+
+
+def test_as_a_process(model_path, cif_path, tmp_path):
+    command = [sys.executable, "-m", "matminer_ed3d", "predict", str(cif_path), str(tmp_path / "absent"), "--model", model_path, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["file"] == str(cif_path)
+    assert done.stderr.splitlines() == [f"ed3d: {tmp_path / 'absent'}: {done.stderr.strip().rsplit(': ', 1)[1]}"]

@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pymatgen.core.structure import Structure
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from matminer_ed3d import checkpoints, estimators
+from matminer_ed3d.density import Density
+from matminer_ed3d.estimators import PointNetClassifier, PointNetRegressor, SparseCNNClassifier, SparseCNNRegressor
+from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
+
+FAST: dict[str, Any] = {"max_epochs": 5, "batch_size": 12, "learning_rate": 3e-3, "random_state": 0, "device": "cpu", "early_stopping": None}
+ENOUGH = FAST | {"max_epochs": 20, "batch_size": 6}  # to learn what there is to learn
+CLASSIFIERS = (PointNetClassifier, SparseCNNClassifier)
+ESTIMATORS = (*CLASSIFIERS, PointNetRegressor, SparseCNNRegressor)
+
+
+def clouds(n_samples: int = 24) -> list[Sample]:
+    """Thin spheres of radius 1 (even rows) and dense ones of radius 2 (odd rows)."""
+    rng = np.random.default_rng(0)
+    samples: list[Sample] = []
+    for i in range(n_samples):
+        directions = rng.standard_normal((16, 3))
+        coords = (1 + i % 2) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        feats = np.full((16, 1), [0.1, 3.0][i % 2], np.float32)
+        samples.append(PointCloud(coords.astype(np.float32), feats, ("total",), 5 * np.eye(3)))
+    return samples
+
+
+def tensors(n_samples: int = 24) -> list[Sample]:
+    """Cells of 4 x 4 x 4 voxels, full of small (even rows) or large (odd rows) densities."""
+    rng = np.random.default_rng(0)
+    coords = np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), axis=1).astype(np.int32)
+    scale = [0.1, 3.0]
+    return [
+        SparseTensor(coords, (scale[i % 2] * rng.random((64, 1))).astype(np.float32), ("total",), 0.5 * np.eye(3), (4, 4, 4))
+        for i in range(n_samples)
+    ]
+
+
+def data(cls: type) -> tuple[list[Sample], np.ndarray]:
+    X = clouds() if "PointNet" in cls.__name__ else tensors()
+    return X, np.array(["one", "two"] * 12) if "Classifier" in cls.__name__ else np.array([1.5, 4.5] * 12)
+
+
+def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
+
+
+# Real input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eight(crystals: dict[str, Structure]) -> tuple[list[Structure], list[str]]:
+    """Two crystals, each in four slightly different cells."""
+    structures, labels = [], []
+    for system in ("cubic", "hexagonal"):
+        for strain in (0.0, 0.01, 0.02, 0.03):
+            structure = crystals[system].copy()
+            structures.append(structure.apply_strain(strain, inplace=False))
+            labels.append(system)
+    return structures, labels
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        PointNetClassifier(max_points=200, max_epochs=30, learning_rate=3e-3, validation_fraction=0.0, random_state=0, device="cpu"),
+        SparseCNNClassifier(voxel_size=0.8, max_epochs=20, learning_rate=5e-3, validation_fraction=0.0, random_state=0, device="cpu"),
+    ],
+    ids=["pointnet", "sparse_cnn"],
+)
+def test_overfits_eight_structures(model: Any, eight: tuple[list[Structure], list[str]]) -> None:
+    structures, labels = eight
+    model = clone(model).fit(structures, labels)
+    assert model.score(structures, labels) == 1.0
+    assert model.predict(structures).tolist() == labels
+    assert model.history_[-1]["train_loss"] < 0.5 * model.history_[0]["train_loss"]
+
+
+def test_a_regressor_overfits_eight_structures(eight: tuple[list[Structure], list[str]]) -> None:
+    structures, _ = eight
+    volumes = [structure.volume / len(structure) for structure in structures]
+    model = SparseCNNRegressor(voxel_size=0.8, max_epochs=40, learning_rate=1e-2, validation_fraction=0.0, random_state=0, device="cpu")
+    assert model.fit(structures, volumes).score(structures, volumes) > 0.9
+
+
+def test_every_kind_of_input_gives_the_same_answer(nacl: Structure, quartz: Structure, chgcar_path: Path, tmp_path: Path) -> None:
+    from pymatgen.io.vasp.outputs import Chgcar
+
+    quartz.to(filename=str(tmp_path / "quartz.cif"))
+    chgcar = Chgcar.from_file(str(chgcar_path))
+    X: list[Any] = [nacl, Density.from_structure(quartz), tmp_path / "quartz.cif", chgcar, str(chgcar_path), Density.from_chgcar(chgcar)]
+    model = PointNetClassifier(**FAST | {"max_epochs": 1}, max_points=64).fit(X, [0, 1, 1, 2, 2, 2])
+    proba = model.predict_proba(X)
+    np.testing.assert_allclose(proba[3:], np.broadcast_to(proba[3], (3, 3)), atol=1e-6)
+    column = pd.Series(X, dtype=object)
+    objects = np.empty(len(X), dtype=object)
+    objects[:] = X
+    for other in (tuple(X), column, column.to_frame("source"), objects, [[x] for x in X]):
+        np.testing.assert_allclose(model.predict_proba(other), proba, atol=1e-6)
+    np.testing.assert_allclose(clone(model).set_params(n_jobs=2).fit(X, [0, 1, 1, 2, 2, 2]).predict_proba(X), proba, atol=1e-6)
+    np.testing.assert_allclose(model.predict_proba(X[::-1])[::-1], proba, atol=1e-6)  # a row's answer does not depend on the others
+
+
+# The contract with scikit-learn ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_parameters_are_stored_and_cloned(cls: type) -> None:
+    model = cls(**FAST, channels=("total", "diff"))
+    params = model.get_params()
+    assert vars(model) == params
+    assert set(params) >= {"architecture", "channels", "augmentations", "device", "random_state", "checkpoint_dir", "n_jobs"}
+    assert clone(model).get_params() == params
+    assert model.set_params(batch_size=3).batch_size == 3
+    assert "Parameters" in cls.__doc__
+    assert "{" + "shared}" not in cls.__doc__
+    assert "history_" in cls.__doc__
+    tags = get_tags(model)
+    assert tags.input_tags.one_d_array
+    assert not tags.input_tags.two_d_array
+    assert is_classifier(model) != is_regressor(model)
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_unfitted(cls: type) -> None:
+    with pytest.raises(NotFittedError):
+        cls().predict(clouds(2))
+    with pytest.raises(NotFittedError):
+        cls().save("nowhere.safetensors")
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_a_seed_repeats_everything(cls: type) -> None:
+    X, y = data(cls)
+    state = torch.get_rng_state()
+    one, two = cls(**FAST).fit(X, y), cls(**FAST).fit(X, y)
+    assert without_seconds(one.history_) == without_seconds(two.history_)
+    np.testing.assert_array_equal(one._outputs(X), two._outputs(X))
+    other = cls(**FAST | {"random_state": 1}).fit(X, y)
+    assert not np.array_equal(one._outputs(X), other._outputs(X))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not hasattr(one, "n_features_in_")
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_pickle_joblib_and_safetensors(cls: type, tmp_path: Path) -> None:
+    X, y = data(cls)
+    model = cls(**FAST).fit(X, y)
+    joblib.dump(model, tmp_path / "model.joblib")
+    model.save(tmp_path / "model.safetensors", metrics={"note": "a test"})
+    others = [
+        pickle.loads(pickle.dumps(model)),
+        joblib.load(tmp_path / "model.joblib"),
+        cls.load(tmp_path / "model.safetensors"),
+        checkpoints.load_estimator(tmp_path / "model.safetensors"),
+    ]
+    for other in others:
+        assert type(other) is cls
+        np.testing.assert_array_equal(other.predict(X), model.predict(X))
+        assert other.sample_options_ == model.sample_options_
+    assert others[2].header_["metrics"] == {"note": "a test"}
+    assert others[2].get_params()["learning_rate"] == 3e-3
+
+
+@pytest.mark.parametrize(
+    "labels", [[7, 225], [True, False], ["cubic", "trigonal"], np.array(["a", "b"], dtype=object)], ids=["int", "bool", "str", "object"]
+)
+def test_labels_of_any_kind_come_back(labels: Any, tmp_path: Path) -> None:
+    X = clouds()
+    y = [labels[i % 2] for i in range(24)]
+    model = PointNetClassifier(**ENOUGH).fit(X, y)
+    assert model.classes_.tolist() == sorted(labels)
+    assert model.score(X, y) > 0.9
+    proba = model.predict_proba(X)
+    assert proba.shape == (24, 2)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_array_equal(model.classes_[proba.argmax(axis=1)], model.predict(X))
+    model.save(tmp_path / "m.safetensors")
+    assert PointNetClassifier.load(tmp_path / "m.safetensors").predict(X).tolist() == model.predict(X).tolist()
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_cross_validation(n_jobs: int) -> None:
+    X, y = data(PointNetClassifier)
+    scores = cross_val_score(PointNetClassifier(**ENOUGH), X, y, cv=2, n_jobs=n_jobs)
+    assert scores.shape == (2,)
+    assert scores.mean() > 0.8
+
+
+def test_cross_validation_of_a_regressor() -> None:
+    X, y = data(SparseCNNRegressor)
+    assert cross_val_score(SparseCNNRegressor(**ENOUGH), X, y, cv=2).mean() > 0.5
+
+
+def test_grid_search_chooses_the_rate_that_learns() -> None:
+    X, y = data(SparseCNNClassifier)
+    search = GridSearchCV(SparseCNNClassifier(**ENOUGH), {"learning_rate": np.array([1e-9, 3e-3])}, cv=2).fit(pd.Series(X, dtype=object), y)
+    assert search.best_params_ == {"learning_rate": 3e-3}
+    assert search.best_estimator_.score(X, y) > 0.8
+
+
+@pytest.mark.filterwarnings("default")  # what scikit-learn's own estimators warn of is theirs
+def test_calibration_voting_and_stacking() -> None:
+    X, y = data(PointNetClassifier)
+    model = PointNetClassifier(**ENOUGH)
+    combined = [
+        CalibratedClassifierCV(model, cv=2),
+        VotingClassifier([("a", model), ("b", clone(model).set_params(random_state=1))], voting="soft"),
+        StackingClassifier([("a", model)], final_estimator=LogisticRegression(), cv=2),
+    ]
+    for estimator in combined:
+        proba = estimator.fit(X, y).predict_proba(X)
+        np.testing.assert_allclose(proba.sum(axis=1), 1)
+        assert estimator.score(X, y) > 0.8
+
+
+def test_pipeline_after_a_step_that_makes_rows_of_one() -> None:
+    X, y = data(PointNetClassifier)
+    rows = FunctionTransformer(lambda samples: [[sample] for sample in samples])  # what matminer's transform returns
+    model = make_pipeline(rows, PointNetClassifier(**ENOUGH)).fit(X, y)
+    assert model.score(X, y) > 0.9
+    assert model[-1].predict_proba([[X[0]]]).shape == (1, 2)  # what matminer's StackedFeaturizer passes
+
+
+def test_pipeline_after_our_featurizer(nacl: Structure, quartz: Structure) -> None:
+    featurizers = pytest.importorskip("matminer_ed3d.featurizers")
+    X, y = [nacl, quartz] * 3, [225, 154] * 3
+    cloud = featurizers.DensityPointCloud(voxel_size=0.8)
+    model = make_pipeline(cloud, PointNetClassifier(**ENOUGH | {"validation_fraction": 0.0})).fit(X, y)
+    assert model.score(X, y) == 1.0
+
+
+def test_sample_weight_decides_and_zero_removes() -> None:
+    X, y = data(PointNetClassifier)
+    wrong = np.where(y == "one", "two", "one")
+    weights = np.r_[np.ones(24), np.zeros(24)]
+    model = PointNetClassifier(**FAST)
+    weighted = clone(model).fit(X + X, np.r_[y, wrong], sample_weight=weights)
+    plain = clone(model).fit(X, y)
+    np.testing.assert_array_equal(weighted.predict_proba(X), plain.predict_proba(X))
+    scaled = clone(model).fit(X, y, sample_weight=np.full(24, 8.0))
+    np.testing.assert_allclose(scaled.predict_proba(X), plain.predict_proba(X))
+    uneven = clone(model).fit(X, y, sample_weight=np.where(y == "one", 20.0, 1.0))
+    assert uneven.predict_proba(X)[:, 0].mean() > plain.predict_proba(X)[:, 0].mean()
+    by_class = clone(model).set_params(class_weight={"one": 20.0, "two": 1.0}).fit(X, y)
+    np.testing.assert_allclose(by_class.predict_proba(X), uneven.predict_proba(X))
+    balanced = clone(model).set_params(class_weight="balanced").fit(X, y)
+    np.testing.assert_allclose(balanced.predict_proba(X), plain.predict_proba(X))  # the classes are of equal size
+
+
+def test_fit_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matminer_ed3d import training
+
+    X, y = data(PointNetClassifier)
+    whole = PointNetClassifier(**FAST).fit(X, y)
+    model = PointNetClassifier(**FAST, checkpoint_dir=tmp_path)
+    forward, calls = training._forward, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(training, "_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, y)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(model.fit(X, y).predict_proba(X), whole.predict_proba(X))
+    assert without_seconds(model.history_) == without_seconds(whole.history_)
+    with pytest.raises(ValueError, match="int as `random_state`"):
+        clone(model).set_params(random_state=None).fit(X, y)
+
+
+def test_defaults_follow_the_architecture() -> None:
+    assert PointNetClassifier()._sample_options().voxel_size == 0.5
+    assert PointNetClassifier()._sample_options().max_points == 4096
+    assert SparseCNNClassifier()._sample_options().max_points is None
+    for cls in ESTIMATORS:
+        paper = cls(architecture="paper")._sample_options()
+        assert (paper.voxel_size, paper.max_points) == (0.25, "paper")
+        chosen = cls(architecture="paper", voxel_size=0.4, max_points=None)._sample_options()
+        assert (chosen.voxel_size, chosen.max_points) == (0.4, None)
+
+
+def test_header_says_what_the_weights_are_for(tmp_path: Path) -> None:
+    X = tensors()
+    y = np.array([225, 194] * 12)
+    model = SparseCNNClassifier(**FAST | {"learning_rate": np.float64(0.01)}, class_weight={225: 1.0, 194: 2.0}).fit(X, y)
+    model.save(tmp_path / "m.safetensors", target="space_group_number", data="a test", dtype="float16")
+    header = checkpoints.read_header(tmp_path / "m.safetensors")
+    assert header["classes"] == [194, 225]
+    assert header["target"] == "space_group_number"
+    assert header["preprocessing"]["kind"] == "voxels"
+    assert "random_state" not in header["params"]
+    json.dumps(header)
+    with pytest.raises(ValueError, match="labels of 'crystal_system'"):
+        model.save(tmp_path / "m2.safetensors", target="crystal_system")
+    np.testing.assert_allclose(SparseCNNClassifier.load(tmp_path / "m.safetensors").predict_proba(X), model.predict_proba(X), atol=0.02)
+
+
+# Clear errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_fit_refuses() -> None:
+    X, y = data(PointNetClassifier)
+    model = PointNetClassifier(**FAST)
+    bad: list[tuple[Any, Any, Any, str]] = [
+        ([], [], None, "at least one"),
+        (X, y[:-1], None, "each of the 24 rows of `X`, got 23"),
+        (X, None, None, "y is None"),
+        (X, ["one"] * 24, None, "at least two classes, got one class"),
+        (X, [*y[:-1], None], None, r"None or NaN in rows \[23\]"),
+        (X, np.linspace(0, 1, 24), None, "continuous"),
+        ([*X[:3], float("nan"), *X[4:]], y, None, r"NaN in 1 rows, the first \[3\]; a featurizer"),
+        ([*X[:3], None, *X[4:]], y, None, r"the first \[3\]"),
+        (X, y, np.ones(3), r"`sample_weight` must be \(24,\)"),
+        (X, y, -np.ones(24), "at least 0"),
+        (X, y, np.r_[np.ones(23), np.nan], "finite"),
+        (pd.DataFrame({"a": X, "b": X}), y, None, "one column"),
+    ]
+    for inputs, labels, weights, message in bad:
+        with pytest.raises(ValueError, match=message):
+            clone(model).fit(inputs, labels, sample_weight=weights)
+    with pytest.raises(TypeError, match=r"got a single one"):
+        model.fit(X[0], y)
+    with pytest.raises(ValueError, match="row 1 of `X`"):  # mixed kinds
+        model.fit([X[0], tensors(1)[0]], ["a", "b"])
+    with pytest.raises(TypeError, match="row 1 of `X`"):
+        model.fit([X[0], 3], ["a", "b"])
+    with pytest.raises(ValueError, match=r"voxel_basis"):
+        periodic = tensors(2)
+        assert isinstance(periodic[1], SparseTensor)
+        SparseCNNClassifier(**FAST).fit([periodic[0], replace(periodic[1], grid_shape=None)], [0, 1])
+    with pytest.raises(ValueError, match=r"`y` must be finite.*rows \[0\]"):
+        PointNetRegressor(**FAST).fit(X, [np.inf] * 1 + [1.0] * 23)
+
+
+@pytest.mark.usefixtures("as_user")
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"max_epochs": 0}, "`max_epochs` must be"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be"),
+        ({"precision": "fp8"}, "`precision` must be"),
+        ({"augmentations": ("flip",)}, "`augmentations` must be"),
+        ({"architecture": "huge"}, "`architecture`"),
+        ({"cell": "giant"}, "`cell` must be"),
+        ({"device": "abacus"}, "`device` must be"),
+        ({"class_weight": "fair"}, "class_weight"),
+    ],
+)
+def test_parameters_are_checked_in_fit_only(params: dict[str, Any], message: str) -> None:
+    X, y = data(PointNetClassifier)
+    model = PointNetClassifier(**FAST | params)
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, y)
+
+
+def test_what_predict_refuses() -> None:
+    X, y = data(PointNetClassifier)
+    model = PointNetClassifier(**FAST).fit(X, y)
+    cloud = X[0]
+    with pytest.raises(ValueError, match=r"channels \('total',\), got \('diff',\)"):
+        model.predict([replace(cloud, channels=("diff",))])
+    with pytest.raises(ValueError, match="expected a PointCloud, got a SparseTensor"):
+        model.predict(tensors(1))
+    with pytest.raises(ValueError, match="at least one"):
+        model.predict([])
+    with pytest.raises(ValueError, match="holds a PointNetClassifier, not a PointNetRegressor"):
+        _load_as_another(model)
+
+
+def _load_as_another(model: Any) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "m.safetensors")
+        PointNetRegressor.load(Path(folder) / "m.safetensors")
+
+
+# scikit-learn's own checks --------------------------------------------------------------------------------------------
+# They want 2-D arrays, so these subclasses, of the tests only, turn a row of numbers into a cloud of one point per column.
+
+
+class _RowsAsClouds:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        from sklearn.utils.validation import validate_data
+
+        X, y = validate_data(self, X, y, y_numeric=is_regressor(self))
+        self.center_, self.spread_ = X.mean(axis=0), X.std(axis=0) + 1e-9
+        return super().fit(self._clouds(X), y, sample_weight)  # type: ignore[misc]
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        from sklearn.utils.validation import check_is_fitted, validate_data
+
+        check_is_fitted(self, "module_")
+        return super()._outputs(self._clouds(validate_data(self, X, reset=False)))  # type: ignore[misc]
+
+    def _clouds(self, X: np.ndarray) -> list[Sample]:
+        X = (X - self.center_) / self.spread_
+        columns = np.arange(X.shape[1], dtype=np.float32)
+        place = np.stack([np.cos(columns), np.sin(columns), 0.3 * columns], axis=1)
+        return [
+            PointCloud((place * (3 + np.tanh(row))[:, None]).astype(np.float32), row[:, None].astype(np.float32), ("total",), np.eye(3))
+            for row in X
+        ]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = True
+        tags.input_tags.one_d_array = False
+        tags.no_validation = False
+        return tags
+
+
+class RowsClassifier(_RowsAsClouds, PointNetClassifier):
+    pass
+
+
+class RowsRegressor(_RowsAsClouds, PointNetRegressor):
+    pass
+
+
+ROUNDING = "float32 sums run in another order in a batch of another size: answers agree to 1e-6, not to 1e-7"
+EXPECTED = {
+    "check_methods_subset_invariance": ROUNDING,
+    "check_methods_sample_order_invariance": ROUNDING,
+    "check_sample_weight_equivalence_on_dense_data": "a sample of weight 2 is drawn once per epoch, not twice: batches differ",
+}
+CHECKED = {"max_epochs": 4, "learning_rate": 5e-3, "batch_size": 16, "validation_fraction": 0.0, "random_state": 0, "device": "cpu"}
+
+
+@pytest.mark.usefixtures("as_user")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.DataConversionWarning")
+@parametrize_with_checks(
+    [RowsClassifier(**CHECKED), RowsRegressor(**CHECKED)], expected_failed_checks=lambda estimator: EXPECTED, xfail_strict=False
+)
+def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def test_all_estimators_are_named_in_the_checkpoint_table() -> None:
+    assert set(checkpoints.ESTIMATORS) == set(estimators.__all__)

@@ -1,0 +1,524 @@
+"""Anything to a Density: every kind of input, the same answer by every way, and errors that say what would have done."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_readers_vasp import HEADER, chgcar_text, grid_text, values
+
+from matminer_ed3d.density import Density
+from matminer_ed3d.readers.errors import DensityFileError
+from matminer_ed3d.representations import PointCloud
+from matminer_ed3d.sources import as_density, as_list, density_from_chgcar, read_density, read_structure
+
+CIF = """data_test
+_cell_length_a 4.0
+_cell_length_b 4.0
+_cell_length_c 6.0
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_symmetry_equiv_pos_as_xyz
+'x, y, z'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+_atom_site_{u}
+Fe1 Fe 0 0 0 1 {value}
+O1 O 0.5 0.5 0.5(1) 0.75 {value}
+"""
+
+
+def cif(u: str = "U_iso_or_equiv", value: str = "0.02(1)") -> str:
+    return CIF.format(u=u, value=value)
+
+
+@pytest.fixture
+def chgcar(tmp_path):
+    path = tmp_path / "CHGCAR"
+    path.write_text(chgcar_text(2))
+    return path
+
+
+# --- every kind of input -------------------------------------------------------------------------------------------------------
+
+
+def test_a_density_passes_through(chgcar):
+    density = read_density(chgcar)
+    assert as_density(density) is density
+    assert as_density(density, grid_spacing=0.1) is density
+
+
+@pytest.mark.parametrize("way", [str, Path, os.fspath, lambda path: Path(path).relative_to(Path.cwd())])
+def test_a_path_is_a_path(chgcar, monkeypatch, way):
+    monkeypatch.chdir(chgcar.parent)
+    density = as_density(way(chgcar))
+    assert density.n_electrons() == pytest.approx(values().mean(), rel=1e-11)
+
+
+def test_the_doors_of_density_lead_here(chgcar, nacl):
+    assert Density.from_file(chgcar).grid_shape == (3, 4, 5)
+    np.testing.assert_array_equal(Density.from_structure(nacl).channels["total"], as_density(nacl).channels["total"])
+
+
+@pytest.mark.parametrize("n_sets", [1, 2, 4])
+def test_a_chgcar_of_pymatgen_is_divided_by_the_volume_once(tmp_path, n_sets):
+    from pymatgen.io.vasp.outputs import Chgcar
+
+    path = tmp_path / "CHGCAR"
+    path.write_text(chgcar_text(n_sets))
+    ours, theirs = read_density(path), Chgcar.from_file(path)
+    for density in (as_density(theirs), density_from_chgcar(theirs), Density.from_chgcar(theirs)):
+        assert list(density.channels) == list(ours.channels)
+        for name, rho in ours.channels.items():
+            np.testing.assert_allclose(density.channels[name], rho, rtol=1e-14)
+        assert len(density.structure) == 3
+    before = theirs.data["total"].copy()
+    density_from_chgcar(theirs)
+    np.testing.assert_array_equal(theirs.data["total"], before)
+
+
+def test_a_potential_object_is_refused(tmp_path):
+    from pymatgen.io.vasp.outputs import Locpot
+
+    path = tmp_path / "LOCPOT"
+    path.write_text(chgcar_text())
+    potential = Locpot.from_file(path)
+    with pytest.raises(TypeError, match="Locpot"):
+        density_from_chgcar(potential)
+    with pytest.raises(TypeError, match=r"must be a Density.*got an object of pymatgen\.io\.vasp\.outputs\.Locpot"):
+        as_density(potential)
+
+
+@pytest.mark.parametrize(
+    "name", ["TiO2.cif", "TiO2.CIF", "TiO2.cif.gz", "POSCAR", "POSCAR.gz", "CONTCAR_1", "TiO2.vasp", "TiO2.json", "TiO2.json.gz", "TiO2"]
+)
+def test_a_file_of_a_structure_gives_the_density_of_the_structure(tmp_path, crystals, name):
+    from pymatgen.io.vasp.inputs import Poscar
+
+    structure = crystals["tetragonal"]
+    stem = name.lower().removesuffix(".gz")
+    if stem.endswith(".cif"):
+        text = structure.to(fmt="cif")
+    elif stem.endswith(".json"):
+        text = structure.to_json()
+    else:
+        text = Poscar(structure).get_str(significant_figures=12)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    density, direct = as_density(path, grid_spacing=0.5), as_density(structure, grid_spacing=0.5)
+    assert density.grid_shape == direct.grid_shape
+    assert density.n_electrons() == pytest.approx(76, rel=1e-3)
+    assert density.structure.matches(structure)
+
+
+def test_structure_options_reach_the_superposition(nacl):
+    assert as_density(nacl, grid_shape=(8, 8, 8)).grid_shape == (8, 8, 8)
+
+
+def test_content_decides_and_not_the_name(tmp_path):
+    (tmp_path / "density.vasp").write_text(chgcar_text())
+    assert as_density(tmp_path / "density.vasp").grid_shape == (3, 4, 5)
+    (tmp_path / "POSCAR").write_text(chgcar_text())
+    assert as_density(tmp_path / "POSCAR").grid_shape == (3, 4, 5)
+    (tmp_path / "CHGCAR").write_text(cif())
+    assert as_density(tmp_path / "CHGCAR", grid_spacing=0.5).structure.composition["Fe"] == 1
+    assert len(read_structure(tmp_path / "POSCAR")) == 3
+
+
+def test_a_poscar_with_velocities_has_no_grid(tmp_path):
+    (tmp_path / "CONTCAR").write_text(HEADER + " 0 0 0\n 0 0 0\n 0 0 0\n")
+    assert len(as_density(tmp_path / "CONTCAR", grid_spacing=0.5).structure) == 3
+
+
+def test_the_shipped_examples_read(chgcar_path, cif_path):
+    assert as_density(chgcar_path).n_electrons() == pytest.approx(8, rel=1e-6)
+    assert as_density(cif_path).n_electrons() == pytest.approx(76, rel=1e-3)
+
+
+# --- CIF and JSON ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("u", "value", "u_iso"),
+    [
+        ("U_iso_or_equiv", "0.02(1)", 0.02),
+        ("B_iso_or_equiv", "1.5791367", 0.02),
+        ("U_iso_or_equiv", "?", None),
+        ("U_iso_or_equiv", "0.0", None),
+        ("calc_flag", "d", None),
+    ],
+)
+def test_displacements_of_a_cif_are_carried(tmp_path, u, value, u_iso):
+    path = tmp_path / "x.cif"
+    path.write_text(cif(u, value))
+    structure = read_structure(path)
+    assert structure[1].species["O"] == 0.75
+    if u_iso is None:
+        assert "u_iso" not in structure.site_properties
+    else:
+        np.testing.assert_allclose(structure.site_properties["u_iso"], u_iso, rtol=1e-6)
+    assert as_density(path).n_electrons() == pytest.approx(26 + 0.75 * 8, rel=1e-3)
+
+
+BAD_CIFS = {
+    "unknown element": lambda text: text.replace("Fe1 Fe", "Xq1 Xq"),
+    "dummy site": lambda text: text.replace("Fe1 Fe", "Va Vac"),
+    "no atoms": lambda text: text[: text.index("Fe1")],
+    "no atom table": lambda text: text[: text.rindex("loop_")],
+    "no cell": lambda text: text.replace("_cell_length_a 4.0\n", ""),
+    "zero cell": lambda text: text.replace("_cell_length_a 4.0", "_cell_length_a 0"),
+    "missing coordinate": lambda text: text.replace("0.5 0.5 0.5(1)", "? 0.5 0.5"),
+    "negative occupancy": lambda text: text.replace("0.75", "-0.75"),
+    "occupancy above one": lambda text: text.replace("0.75", "1.75"),
+    "empty block": lambda text: "data_x\n",
+}
+
+
+@pytest.mark.parametrize("case", BAD_CIFS)
+def test_bad_cifs_name_the_file(tmp_path, case):
+    path = tmp_path / "bad.cif"
+    path.write_text(BAD_CIFS[case](cif()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DensityFileError, match=r"bad\.cif: "):
+            as_density(path)
+
+
+def test_what_pymatgen_says_of_a_cif_is_passed_on_with_the_file(tmp_path):
+    path = tmp_path / "x.cif"
+    path.write_text(cif("attached_hydrogens", "1"))
+    with pytest.warns(UserWarning, match=r"x\.cif: Structure has implicit hydrogens"):
+        read_structure(path)
+
+
+def test_a_cif_without_symmetry_says_that_it_is_taken_as_p1(tmp_path):
+    path = tmp_path / "x.cif"
+    path.write_text(
+        cif().replace("loop_\n_symmetry_equiv_pos_as_xyz\n'x, y, z'\n", "").replace("_symmetry_space_group_name_H-M 'P 1'\n", "")
+    )
+    with pytest.warns(UserWarning, match=r"x\.cif: .*Defaulting to P1"):
+        read_structure(path)
+
+
+def test_json_of_a_disordered_structure_with_displacements_reads(tmp_path):
+    from pymatgen.core.structure import Structure
+
+    structure = Structure(
+        4 * np.eye(3), [{"Fe3+": 0.5, "Mg": 0.5}, "O2-"], [[0, 0, 0], [0.5, 0.5, 0.5]], site_properties={"u_iso": [0.01, 0.02]}
+    )
+    path = tmp_path / "x.json"
+    path.write_text(structure.to_json())
+    assert read_structure(path) == structure
+
+
+def test_json_never_imports_what_it_names(tmp_path, nacl):
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    record = nacl.as_dict()
+    for site in record["sites"]:
+        site["properties"] = {"x": {"@module": "evil_module", "@class": "Evil"}, "charge": 1.0}
+    record["properties"] = {"y": {"@module": "evil_module", "@class": "Evil"}}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(record))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        structure = read_structure(path)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "evil_module" not in sys.modules
+    assert structure[0].properties["charge"] == 1.0
+    assert structure.matches(nacl)
+
+
+def _json(matrix: str = "[[4,0,0],[0,4,0],[0,0,4]]", element: str = "Fe", abc: str = "[0, 0, 0]") -> str:
+    site = f'{{"species": [{{"element": "{element}", "occu": 1}}], "abc": {abc}}}'
+    return f'{{"lattice": {{"matrix": {matrix}}}, "sites": [{site}]}}'
+
+
+def test_the_least_json_reads(tmp_path):
+    (tmp_path / "x.json").write_text(_json())
+    assert read_structure(tmp_path / "x.json").formula == "Fe1"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1, 2]", "JSON of something else"),
+        ('{"@class": "Molecule", "sites": []}', "JSON of Molecule"),
+        ('{"lattice": {}, "sites": []}', "cannot be built"),
+        ('{"lattice": {"matrix": [[4,0,0],[0,4,0],[0,0,4]]}, "sites": []}', "found"),
+        ('{"lattice": null, "sites": null}', "cannot be built"),
+        (_json(element="Zz"), "cannot be built"),
+        (_json(abc="[0, NaN, 0]"), "finite"),
+        (_json(abc="[0, null, 0]"), "cannot be built"),
+        (_json(matrix="[[4,0,0],[4,0,0],[0,0,4]]"), "found"),
+        (_json(matrix="[[4,0],[4,0]]"), "cannot be built"),
+        ("{truncated", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_bad_json_names_the_file(tmp_path, text, reason):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(DensityFileError, match=rf"bad\.json: .*{reason}"):
+        as_density(path)
+
+
+# --- what is no density, and no structure ------------------------------------------------------------------------------------------
+
+
+def _tar(path: Path) -> None:
+    member = path.with_name("member")
+    member.write_text(chgcar_text())
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(member, "CHGCAR")
+
+
+REFUSED = {
+    "no such file": (lambda path: None, "no such file"),
+    "directory": (lambda path: path.mkdir(), "a directory"),
+    "empty": (lambda path: path.write_bytes(b""), "an empty or blank file"),
+    "blank": (lambda path: path.write_bytes(b"\n \n" * 1000), "an empty or blank file"),
+    "empty gzip": (lambda path: path.write_bytes(gzip.compress(b"")), "an empty or blank file"),
+    "HTML": (lambda path: path.write_text("<!DOCTYPE html>\n<html><body>404</body></html>"), "an HTML"),
+    "LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
+    "binary": (lambda path: path.write_bytes(bytes(range(256)) * 20), "binary data"),
+    "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500)), "HDF5"),
+    "zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(500)), "zip archive"),
+    "tar in gzip": (_tar, "tar archive"),
+    "truncated gzip": (lambda path: path.write_bytes(gzip.compress(chgcar_text().encode())[:400]), "damaged data"),
+    "prose": (lambda path: path.write_text("Dear all,\nplease find attached\nthe density.\n"), r":2: found .*scale factor"),
+    "cube": (
+        lambda path: path.write_text("a\nb\n 1 0.0 0.0 0.0\n" + " 2 0.5 0.0 0.0\n" * 3 + " 1 1.0 0.0 0.0 0.0\n" + " 1.0" * 8),
+        "Gaussian cube.*CHGCAR",
+    ),
+    "ccp4": (lambda path: path.write_bytes(bytes(208) + b"MAP " + bytes(900)), "CCP4 map.*CHGCAR"),
+    "xsf": (lambda path: path.write_text("# x\nCRYSTAL\nPRIMVEC\n"), "XSF"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("read", [as_density, read_density])
+def test_what_cannot_be_read_is_named(tmp_path, case, read):
+    make, reason = REFUSED[case]
+    path = tmp_path / "input"
+    make(path)
+    with pytest.raises(DensityFileError, match=reason) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["CHGCAR", "CHGCAR.gz", "POSCAR", "CIF", "JSON"])
+def test_no_damage_makes_another_error(tmp_path, nacl, kind):
+    """Whatever happens to a file, it is read or refused by its name: bytes changed, cut out and put in."""
+    sound = {
+        "CHGCAR": chgcar_text(2).encode(),
+        "CHGCAR.gz": gzip.compress(chgcar_text().encode()),
+        "POSCAR": HEADER.encode(),
+        "CIF": cif().encode(),
+        "JSON": nacl.to_json().encode(),
+    }[kind]
+    rng = np.random.default_rng(0)
+    path = tmp_path / "input"
+    for _ in range(60):
+        raw = bytearray(sound)
+        for _ in range(rng.integers(1, 4)):
+            at, width = rng.integers(len(raw)), rng.integers(0, 12)
+            raw[at : at + width] = bytes(rng.choice(list(b"0159.-+eEDn \n\r\t*/'_#\0\xff"), rng.integers(0, 6)).tolist())
+        path.write_bytes(raw)
+        with warnings.catch_warnings(), suppress(DensityFileError):
+            warnings.simplefilter("ignore")
+            read_density(path) if kind.startswith("CHGCAR") else read_structure(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DensityFileError, match="regular file"):
+        as_density(tmp_path / "pipe")
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(DensityFileError, match="unreadable file"):
+        as_density("CHG\0CAR")
+
+
+@pytest.mark.parametrize("name", ["LOCPOT", "LOCPOT.gz", "run1_ELFCAR.txt", "locpot"])
+def test_potentials_are_known_by_their_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(chgcar_text())
+    with pytest.raises(DensityFileError, match="holds no electron density"):
+        as_density(path)
+    assert len(read_structure(path)) == 3
+
+
+def test_a_structure_is_no_density_file(cif_path, tmp_path):
+    with pytest.raises(DensityFileError, match=r"a CIF, expected a CHGCAR.*as_density"):
+        read_density(cif_path)
+    (tmp_path / "POSCAR").write_text(HEADER)
+    with pytest.raises(DensityFileError, match="holds no density"):
+        read_density(tmp_path / "POSCAR")
+
+
+def test_a_poscar_without_elements_is_no_structure(tmp_path):
+    path = tmp_path / "POSCAR"
+    path.write_text(HEADER.replace(" Na Cl\n", ""))
+    with pytest.warns(UserWarning, match="VASP 4"), pytest.raises(DensityFileError, match="no element symbols"):
+        as_density(path)
+
+
+def test_a_chgcar_of_vasp_4_warns_once(tmp_path):
+    path = tmp_path / "CHGCAR"
+    path.write_text(chgcar_text().replace(" Na Cl\n", ""))
+    with pytest.warns(UserWarning, match="VASP 4") as caught:
+        assert as_density(path).structure is None
+    assert len(caught) == 1
+
+
+def test_a_structure_file_that_has_no_density_is_named(tmp_path):
+    (tmp_path / "POSCAR").write_text(HEADER.replace("Na Cl", "Fm Cl"))
+    with pytest.raises(DensityFileError, match=r"POSCAR: .*scattering factor"):
+        as_density(tmp_path / "POSCAR")
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "reason"),
+    [
+        (float("nan"), ValueError, "NaN, which marks a missing or failed row"),
+        (np.float64("nan"), ValueError, "NaN"),
+        (None, TypeError, "got None"),
+        (3, TypeError, "got an object of builtins.int"),
+        (1.5, TypeError, "builtins.float"),
+        (["CHGCAR"], TypeError, "builtins.list"),
+        (b"CHGCAR", TypeError, "builtins.bytes"),
+        ({"lattice": 1}, TypeError, "builtins.dict"),
+        (np.zeros((3, 4, 5)), TypeError, r"an array of dtype float64 and shape \(3, 4, 5\)"),
+    ],
+)
+def test_other_types_are_refused_with_what_would_do(source, error, reason):
+    with pytest.raises(error, match=f"`source` must be a Density, a pymatgen Structure.*{reason}"):
+        as_density(source)
+    with pytest.raises(error, match="row 5 must be"):
+        as_density(source, name="row 5")
+
+
+def test_a_structure_without_a_density_is_called_by_its_name(nacl):
+    nacl.remove_sites(range(len(nacl)))
+    with pytest.raises(ValueError, match=r"row 7: .*at least one site"):
+        as_density(nacl, name="row 7")
+
+
+def test_importing_takes_neither_torch_nor_pymatgen():
+    code = (
+        "import sys, matminer_ed3d.sources, matminer_ed3d.labels\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'pymatgen', 'spglib', 'gemmi', 'pandas', 'matminer', 'sklearn'}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert out.stdout.strip() == "[]"
+
+
+def test_reading_a_chgcar_takes_little_of_pymatgen(chgcar_path):
+    code = "import sys; from matminer_ed3d.sources import as_density; as_density(sys.argv[1]); print('pymatgen.io.vasp' in sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(chgcar_path)], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert out.stdout.strip() == "False"
+
+
+# --- as_list -----------------------------------------------------------------------------------------------------------------------
+
+
+def _object_array(items: list) -> np.ndarray:
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        list,
+        tuple,
+        pd.Series,
+        _object_array,
+        lambda items: _object_array(items).reshape(-1, 1),
+        lambda items: pd.DataFrame({"density": items}),
+        lambda items: pd.Series(items, index=[7, 3]),
+        lambda items: [[item] for item in items],
+        lambda items: [_object_array([item]) for item in items],
+    ],
+)
+def test_every_column_of_inputs_becomes_a_list(wrap, chgcar):
+    items = [read_density(chgcar), read_density(chgcar)]
+    got = as_list(wrap(items))
+    assert type(got) is list
+    assert [a is b for a, b in zip(got, items, strict=True)] == [True, True]
+
+
+def test_structures_and_paths_stay_whole(nacl, quartz):
+    assert as_list(pd.Series([nacl, quartz])) == [nacl, quartz]
+    assert as_list(np.array(["a", "b"])) == ["a", "b"]
+    assert as_list(("a",)) == ["a"]
+    assert as_list([nacl])[0] is nacl
+
+
+def test_one_input_is_not_many(nacl, chgcar):
+    cloud = PointCloud(np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32), ("total",), np.eye(3))
+    for one in (nacl, read_density(chgcar), str(chgcar), chgcar, cloud, b"x"):
+        with pytest.raises(TypeError, match=r"got a single one.*write \[X\]"):
+            as_list(one)
+
+
+@pytest.mark.parametrize("empty", [[], (), np.array([], dtype=object), pd.Series([], dtype=object), pd.DataFrame({"x": []})])
+def test_an_empty_list_is_refused(empty):
+    with pytest.raises(ValueError, match="at least one input"):
+        as_list(empty)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "reason"),
+    [
+        (pd.DataFrame({"a": [1], "b": [2]}), ValueError, r"one column, got 2: \['a', 'b'\]"),
+        (np.zeros((3, 4)), ValueError, r"got dtype float64 and shape \(3, 4\)"),
+        (np.empty((2, 2), dtype=object), ValueError, r"shape \(2, 2\)"),
+        (np.zeros(3), ValueError, "dtype float64"),
+        (None, TypeError, "got None"),
+        (7, TypeError, "builtins.int"),
+        (iter([1]), TypeError, "list_iterator"),
+        ({"a": 1}, TypeError, "builtins.dict"),
+        ([["a", "b"]], ValueError, "a row of `X` must hold one input, got 2"),
+    ],
+)
+def test_what_is_no_column_of_inputs_is_refused(wrong, error, reason):
+    with pytest.raises(error, match=reason):
+        as_list(wrong)
+
+
+def test_a_copy_under_another_name_reads_the_same(chgcar_path, tmp_path):
+    shutil.copy(chgcar_path, tmp_path / "no suffix")
+    np.testing.assert_array_equal(as_density(tmp_path / "no suffix").channels["diff"], as_density(chgcar_path).channels["diff"])
+
+
+def test_electrons_of_a_chg_in_its_short_format(tmp_path):
+    rho = values()
+    short = grid_text(rho, per_line=10)
+    (tmp_path / "CHG").write_text(HEADER + short)
+    assert read_density(tmp_path / "CHG").n_electrons() == pytest.approx(rho.mean(), rel=1e-10)

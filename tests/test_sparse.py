@@ -1,0 +1,220 @@
+"""Sparse convolution: equal to torch's dense convolution, in cells, in open space, and in boxes smaller than the kernel."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from matminer_ed3d.sparse import voxels as voxels_module
+from matminer_ed3d.sparse.convolution import SparseConv3d, sparse_conv
+from matminer_ed3d.sparse.pooling import global_max_pool, global_mean_pool
+from matminer_ed3d.sparse.voxels import Voxels, kernel_map, kernel_offsets
+
+C_IN, C_OUT = 3, 4
+Shape = tuple[int, int, int]
+
+
+def random_voxels(shapes: list[Shape], fill: float, periodic: bool, seed: int = 0) -> Voxels:
+    """Occupy a fraction of every box at random; rows in random order, and in open space off the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for sample, shape in enumerate(shapes):
+        cells = (torch.rand(shape, generator=generator) <= fill).nonzero()
+        rows.append(torch.cat([torch.full((len(cells), 1), sample), cells], 1))
+    coords = torch.cat(rows)
+    coords = coords[torch.randperm(len(coords), generator=generator)]
+    return Voxels(coords, torch.tensor(shapes) if periodic else None)
+
+
+def dense_conv(
+    feats: Tensor, weight: Tensor, voxels: Voxels, out: Voxels, shapes: list[Shape], size: int, stride: int, dilation: int, periodic: bool
+) -> Tensor:
+    """Convolve every sample by torch.nn.functional.conv3d on a dense grid; small boxes are tiled until the kernel fits."""
+    reach = dilation * (size - 1)
+    low = dilation * (size // 2) if size % 2 else 0
+    dense_weight = weight.view(size, size, size, C_IN, C_OUT).permute(4, 3, 0, 1, 2)
+    result = feats.new_zeros(out.n_voxels, C_OUT)
+    for sample, shape in enumerate(shapes):
+        rows = (voxels.batch_index == sample).nonzero()[:, 0]
+        x, y, z = voxels.coords[rows, 1:].unbind(1)
+        grid = feats.new_zeros(*shape, C_IN).index_put((x, y, z), feats[rows]).permute(3, 0, 1, 2)
+        if periodic:
+            for axis, n in enumerate(shape):  # explicit images, the oracle for wrapping
+                grid = grid.index_select(axis + 1, torch.arange(-low, n + reach - low).remainder(n))
+        else:
+            grid = functional.pad(grid, (low, reach - low) * 3)
+        value = functional.conv3d(grid[None], dense_weight, stride=stride, dilation=dilation)[0]
+        out_rows = (out.batch_index == sample).nonzero()[:, 0]
+        i, j, k = out.coords[out_rows, 1:].unbind(1)
+        result = result.index_put((out_rows,), value[:, i, j, k].t())
+    return result
+
+
+def assert_equals_dense(shapes: list[Shape], fill: float, size: int, stride: int, dilation: int, periodic: bool) -> None:
+    voxels = random_voxels(shapes, fill, periodic)
+    generator = torch.Generator().manual_seed(1)
+    feats = torch.randn(voxels.n_voxels, C_IN, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(size**3, C_IN, C_OUT, dtype=torch.float64, generator=generator, requires_grad=True)
+    kmap, out = kernel_map(voxels, size, stride, dilation)
+    value = sparse_conv(feats, weight, kmap)
+    expected = dense_conv(feats, weight, voxels, out, shapes, size, stride, dilation, periodic)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
+    cotangent = torch.randn(value.shape, dtype=torch.float64, generator=generator)
+    for got, want in zip(
+        torch.autograd.grad(value, (feats, weight), cotangent), torch.autograd.grad(expected, (feats, weight), cotangent), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), list(itertools.product((1, 2, 3, 4, 5), (1, 2, 3), (1, 2, 3))))
+@pytest.mark.parametrize("periodic", [True, False], ids=["periodic", "open"])
+def test_convolution_and_its_gradients_equal_dense_convolution(size: int, stride: int, dilation: int, periodic: bool) -> None:
+    assert_equals_dense([(8, 6, 10), (5, 11, 6), (3, 3, 4)], 0.4, size, stride, dilation, periodic)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), list(itertools.product((2, 3, 5), (1, 2), (1, 2, 3))))
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 3), (2, 2, 2), (2, 1, 5), (3, 4, 1)])
+def test_boxes_smaller_than_the_kernel_wrap_as_often_as_needed(shape: Shape, size: int, stride: int, dilation: int) -> None:
+    assert_equals_dense([shape, (4, 5, 6), shape], 0.8 if shape != (1, 1, 1) else 1.0, size, stride, dilation, periodic=True)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_full_cell_equals_conv3d_with_circular_padding(size: int) -> None:
+    voxels = random_voxels([(6, 7, 8)], 1.0, periodic=True)
+    conv = SparseConv3d(C_IN, C_OUT, size, bias=True).double()
+    torch.nn.init.normal_(conv.bias)
+    reference = torch.nn.Conv3d(C_IN, C_OUT, size, padding=size // 2, padding_mode="circular").double()
+    with torch.no_grad():
+        conv.weight.copy_(reference.weight.permute(2, 3, 4, 1, 0).flatten(0, 2))
+        conv.bias.copy_(reference.bias)
+    feats = torch.randn(voxels.n_voxels, C_IN, dtype=torch.float64)
+    value, _ = conv(feats, voxels)
+    i, j, k = voxels.coords[:, 1:].unbind(1)
+    grid = feats.new_zeros(6, 7, 8, C_IN).index_put((i, j, k), feats).permute(3, 0, 1, 2)
+    torch.testing.assert_close(value, reference(grid[None])[0][:, i, j, k].t(), rtol=0, atol=1e-10)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    voxels = random_voxels([(2, 3, 2)], 0.6, periodic=True)
+    kmap, _ = kernel_map(voxels, 3, 2, 1)
+    feats = torch.randn(voxels.n_voxels, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(27, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: sparse_conv(x, w, kmap), (feats, weight))
+
+
+def test_batching_changes_nothing() -> None:
+    shapes: list[Shape] = [(4, 5, 6), (2, 2, 2), (7, 3, 5)]
+    batch = random_voxels(shapes, 0.5, periodic=True)
+    weight = torch.randn(27, C_IN, C_OUT, dtype=torch.float64)
+    feats = torch.randn(batch.n_voxels, C_IN, dtype=torch.float64)
+    together = sparse_conv(feats, weight, kernel_map(batch, 3, 1, 2)[0])
+    for sample, shape in enumerate(shapes):
+        rows = batch.batch_index == sample
+        alone = Voxels(batch.coords[rows] * torch.tensor([0, 1, 1, 1]), torch.tensor([shape]))
+        torch.testing.assert_close(sparse_conv(feats[rows], weight, kernel_map(alone, 3, 1, 2)[0]), together[rows], rtol=0, atol=1e-12)
+
+
+def test_results_repeat_bit_for_bit() -> None:
+    def run() -> list[Tensor]:
+        voxels = random_voxels([(9, 10, 11), (12, 8, 7)], 0.4, periodic=True)
+        generator = torch.Generator().manual_seed(3)
+        feats = torch.randn(voxels.n_voxels, 16, generator=generator, requires_grad=True)
+        weight = torch.randn(27, 16, 16, generator=generator, requires_grad=True)
+        value = sparse_conv(feats, weight, kernel_map(voxels, 3, 2)[0])
+        return [value, *torch.autograd.grad(value.square().sum(), (feats, weight))]
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_very_empty_space_takes_binary_search_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    def table() -> Tensor:
+        return kernel_map(random_voxels([(8, 6, 10), (5, 11, 6)], 0.4, periodic=False), 3, 2)[0].neighbours
+
+    dense = table()
+    monkeypatch.setattr(voxels_module, "MAX_CELLS_PER_VOXEL", 0)
+    monkeypatch.setattr(voxels_module, "MAX_SPARE_CELLS", 0)
+    assert torch.equal(table(), dense)
+
+
+def test_open_voxels_at_the_ends_of_the_world_cost_no_table() -> None:
+    coords = torch.tensor([[0, -100_000, -100_000, -100_000], [0, 100_000, 100_000, 100_000], [0, 100_000, 100_000, 99_999]])
+    kmap, _ = kernel_map(Voxels(coords, None), 3)
+    assert (kmap.neighbours < 3).sum(1).tolist() == [1, 2, 2]
+
+
+def test_negative_coordinates_stride_like_floor_division() -> None:
+    coarse = Voxels(torch.tensor([[0, -3, 0, 0], [0, -1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1], [1, -4, 5, 0]]), None).strided(2)
+    assert coarse.coords.tolist() == [[0, -2, 0, 0], [0, -1, 0, 0], [0, 0, 0, 0], [1, -2, 2, 0]]
+
+
+def test_maps_are_made_once() -> None:
+    voxels = random_voxels([(4, 5, 6)], 0.5, periodic=True)
+    assert kernel_map(voxels, 3, 2)[0] is kernel_map(voxels, 3, 2)[0]
+    assert kernel_map(voxels, 3, 2)[1] is voxels.strided(2)
+    assert voxels.strided(1) is voxels
+
+
+def test_offsets_run_z_fastest() -> None:
+    assert kernel_offsets(3)[:4].tolist() == [[-1, -1, -1], [-1, -1, 0], [-1, -1, 1], [-1, 0, -1]]
+    assert kernel_offsets(2).min() == 0
+    assert kernel_offsets(1).tolist() == [[0, 0, 0]]
+
+
+def test_autocast_computes_in_bfloat16_and_returns_gradients_in_float32() -> None:
+    voxels = random_voxels([(6, 6, 6)], 0.5, periodic=True)
+    conv = SparseConv3d(8, 8)
+    feats = torch.randn(voxels.n_voxels, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, _ = conv(feats, voxels)
+    assert value.dtype == torch.bfloat16
+    value.float().square().sum().backward()
+    assert conv.weight.grad.dtype == torch.float32
+    exact, _ = conv(feats, voxels)
+    torch.testing.assert_close(value.float(), exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("coords", "shapes", "message"),
+    [
+        (torch.zeros(0, 4, dtype=torch.long), None, "at least one"),
+        (torch.tensor([[0, 0, 0, 4]]), torch.tensor([[4, 4, 4]]), "modulo grid_shape"),
+        (torch.tensor([[0, -1, 0, 0]]), torch.tensor([[4, 4, 4]]), "modulo grid_shape"),
+        (torch.tensor([[1, 0, 0, 0]]), torch.tensor([[4, 4, 4]]), "modulo grid_shape"),
+    ],
+)
+def test_wrong_voxels_are_refused(coords: Tensor, shapes: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Voxels(coords, shapes)
+
+
+def test_a_voxel_twice_a_wrong_size_and_a_wrong_weight_are_refused() -> None:
+    twice = Voxels(torch.tensor([[0, 1, 1, 1], [0, 1, 1, 1]]), torch.tensor([[2, 2, 2]]))
+    with pytest.raises(ValueError, match="every voxel once"):
+        kernel_map(twice, 3)
+    voxels = Voxels(torch.tensor([[0, 1, 1, 1]]), None)
+    with pytest.raises(ValueError, match="`dilation` must be"):
+        kernel_map(voxels, 3, 1, 0)
+    with pytest.raises(ValueError, match="27 offsets"):
+        sparse_conv(torch.zeros(1, 2), torch.zeros(8, 2, 2), kernel_map(voxels, 3)[0])
+
+
+def test_pooling_equals_a_loop_over_samples() -> None:
+    batch_index = torch.tensor([2, 0, 1, 0, 2, 2])
+    feats = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    groups = [feats[batch_index == sample] for sample in range(3)]
+    torch.testing.assert_close(global_max_pool(feats, batch_index, 3), torch.stack([group.amax(0) for group in groups]))
+    torch.testing.assert_close(global_mean_pool(feats, batch_index, 3), torch.stack([group.mean(0) for group in groups]))
+    assert torch.autograd.gradcheck(lambda x: global_max_pool(x, batch_index, 3), feats)
+    assert torch.autograd.gradcheck(lambda x: global_mean_pool(x, batch_index, 3), feats)
+
+
+def test_pooling_of_half_precision_returns_float32() -> None:
+    ones = torch.ones(5000, 1, dtype=torch.bfloat16)
+    index = torch.zeros(5000, dtype=torch.long)
+    assert global_mean_pool(ones, index, 1).item() == 1.0
+    assert global_max_pool(ones, index, 1).dtype == torch.float32

@@ -28,8 +28,10 @@ docs: .venv/.installed-docs
 examples: .venv/.installed
 	set -e; for script in examples/*.py; do echo "== $$script"; $(QUIET) $(BIN)/python $$script; done
 
+# make benchmark STRUCTURES=some.parquet, with the columns id, lattice, numbers, frac, n_sites
 benchmark: .venv/.installed
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	$(if $(STRUCTURES),,$(error say which table: make benchmark STRUCTURES=some.parquet))
+	$(BIN)/python benchmarks/sparse_tensors.py $(STRUCTURES)
 
 clean:
 	rm -rf .venv build docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache

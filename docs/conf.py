@@ -22,6 +22,7 @@ FOREIGN = [
     "RegressorMixin",
     "TransformerMixin",
     "_MetadataRequester",
+    "_SetOutputMixin",
 ]
 autodoc_default_options = {
     "members": True,

@@ -31,7 +31,7 @@ y = ["rock salt"] * len(ROCK_SALT) + ["caesium chloride"] * len(CAESIUM_CHLORIDE
 classifier = SparseCNNClassifier(voxel_size=0.5, max_epochs=5, batch_size=4, validation_fraction=0.0, random_state=0)
 classifier.fit(X, y)
 for record in classifier.history_:
-    print({name: round(value, 3) if isinstance(value, float) else value for name, value in record.items()})
+    print({name: round(value, 5) if isinstance(value, float) else value for name, value in record.items()})
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "types.safetensors"

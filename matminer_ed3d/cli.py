@@ -154,7 +154,7 @@ def _readable(answer: dict[str, Any]) -> str:
         for rank, entry in enumerate(answer["top"].get(target, ())):
             symbol = entry.get(target.removesuffix("_number") + "_symbol", "")
             name = f"{entry[target]}  {_shortened(symbol)}" if symbol else str(entry[target])
-            lines.append(f"  {title if rank == 0 else '':<17}{name:<34}{100 * entry['probability']:6.2f} %")
+            lines.append(f"  {title if rank == 0 else '':<18}{name:<34}{100 * entry['probability']:6.2f} %")
     return "\n".join(lines)
 
 
@@ -246,7 +246,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(_summary(result))
     else:
         print(text)
-    return 0
+    if not result["n"]:
+        first = result["failures"]["rows"][0]
+        print(f"ed3d: all {result['n_failed']} rows failed, the first, {first['id']}: {first['reason']}", file=sys.stderr)
+    return 0 if result["n"] else 1
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -261,9 +264,8 @@ def _summary(result: dict[str, Any]) -> str:
         scored = result.get(target)
         if not scored:
             continue
-        lines.append(
-            f"{target:<17} top-1 {scored['top1']:.4f}  top-3 {scored['top3']:.4f}  macro-F1 {scored['macro_f1']:.4f}  ECE {scored['ece']:.4f}"
-        )
+        figures = {"top-1": "top1", "top-3": "top3", "macro-F1": "macro_f1", "ECE": "ece"}
+        lines.append(f"{target:<17} " + "  ".join(f"{title} {scored[key]:.4f}" for title, key in figures.items()))
         for name, control in (scored["controls"] or {}).items():
             lines.append(f"  {name:<15} top-1 {control['top1']:.4f}                macro-F1 {control['macro_f1']:.4f}")
     return "\n".join(lines)

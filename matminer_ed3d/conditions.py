@@ -53,6 +53,8 @@ class Conditions:
             raise ValueError(f"`noise` must be a share of the density's own rms, 0 or more, got {self.noise}")
         if self.d_min is not None and not self.d_min > 0:
             raise ValueError(f"`d_min` must be a positive resolution in Å, got {self.d_min}")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must be 0 or more, got {self.seed}")
 
     def rng(self, row_id: str) -> np.random.Generator:
         """Return the random numbers of one row: they depend on the seed and the row's id, not on its place or the workers."""

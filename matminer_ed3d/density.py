@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from monty.json import MSONable
+from monty.json import MontyEncoder, MSONable
 
 from matminer_ed3d import grids
 
@@ -54,7 +54,7 @@ class Density(MSONable):
     structure: Any = None
 
     def __post_init__(self) -> None:
-        # Plain lists come from JSON; frozen, so set through object.
+        # Lists and integers are welcome; frozen, so set through object.
         object.__setattr__(self, "lattice", np.asarray(self.lattice, dtype=float))
         object.__setattr__(self, "channels", {k: np.asarray(v, dtype=float) for k, v in self.channels.items()})
         if self.lattice.shape != (3, 3):
@@ -77,6 +77,17 @@ class Density(MSONable):
                     f"channel {name!r} must be finite, got {values[first]} at grid point {first}; mend the source of the density"
                 )
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, which ``json.dumps`` takes and :meth:`from_dict` reads."""
+        array = MontyEncoder().default
+        return {
+            "@module": type(self).__module__,
+            "@class": type(self).__name__,
+            "lattice": array(self.lattice),
+            "channels": {name: array(values) for name, values in self.channels.items()},
+            "structure": None if self.structure is None else self.structure.as_dict(),
+        }
+
     @property
     def grid_shape(self) -> tuple[int, int, int]:
         """Points along a, b, c."""
@@ -90,7 +101,7 @@ class Density(MSONable):
     @property
     def volume(self) -> float:
         """Volume of the cell, Å³."""
-        return float(abs(np.linalg.det(self.lattice)))
+        return float(abs(np.dot(self.lattice[0], np.cross(self.lattice[1], self.lattice[2]))))
 
     def channel(self, name: str) -> Float[np.ndarray, "nx ny nz"]:
         """Values of one channel, e/Å³; ``up`` and ``down`` are (total ± diff) / 2, and ``diff`` is 0 where the source has no spin.

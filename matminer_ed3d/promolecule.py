@@ -29,6 +29,9 @@ DEFAULT_B_ISO = 0.5
 
 OVERSAMPLING = 2  # the reciprocal sum runs to twice the grid's Nyquist frequency and is folded back
 SMOOTH = 12.0  # a Gaussian is smooth if it has fallen by exp(-12) at that frequency
+NARROWEST = 0.02  # sigma in voxels; an atom that stands still is widened to this, so that a voxel can hold it
+LARGEST_LOG = 600.0  # exponents below this do not overflow, and what their product loses is below exp(-100)
+AT_ONCE = 500_000  # values held at once while sharp Gaussians are integrated
 REACH = 5.0  # a sharp Gaussian is cut at 5 sigma, where it has fallen by exp(-12.5); the cut is made up for by its norm
 U_CIF_KEYS = ("U11_cif", "U22_cif", "U33_cif", "U23_cif", "U13_cif", "U12_cif")  # pymatgen's names, in its order
 
@@ -125,9 +128,11 @@ def atoms_from_structure(structure: Structure, b_iso: float | None = None) -> At
     b_default = DEFAULT_B_ISO if b_iso is None else float(b_iso)
     if not (np.isfinite(b_default) and b_default >= 0):
         raise ValueError(f"`b_iso` must be a B in Å² of at least 0, got {b_iso}")
-    if len(structure) == 0:
-        raise ValueError("`structure` must hold at least one site, got none")
+    if not any(len(site.species) for site in structure):
+        raise ValueError("`structure` must hold at least one atom, got none")
     lattice = np.array(structure.lattice.matrix, dtype=float)
+    if not (np.isfinite(lattice).all() and abs(np.linalg.det(lattice)) > 1e-6):
+        raise ValueError(f"the lattice of `structure` must be finite with a non-zero volume, got {lattice.tolist()}")
     default_u = b_default / (8 * np.pi**2) * np.linalg.inv(lattice @ lattice.T)
     rows = []
     for site in structure:
@@ -181,6 +186,44 @@ def _fold(spectrum: Complex[np.ndarray, "mx my mz"], grid_shape: grids.GridShape
     return scipy.fft.irfft(planes, n=fine[2], axis=2, norm="forward")[:, :, ::OVERSAMPLING]
 
 
+@cache
+def _voxel_nodes(n_nodes: int) -> tuple[Float[np.ndarray, " n_nodes"], Float[np.ndarray, " n_nodes"]]:
+    """Gauss-Legendre nodes in a voxel, (-1/2, 1/2), and their weights, which sum to 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+    return 0.5 * nodes, 0.5 * weights
+
+
+def _voxel_integrals(
+    nodes: list[np.ndarray], node_weights: list[np.ndarray], precision: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "n_atoms wx wy wz"]:
+    """Integrate exp(-r^T precision r / 2) over the voxels of a box, for every atom.
+
+    `nodes` of each axis are (n_atoms, n_voxels, n_nodes). The exponent is a sum over pairs of axes, so the sums over y and z are
+    matrix products; where y and z do not mix, as in most conventional cells, they are done before x.
+    """
+    (x, y, z), (weights_x, weights_y, weights_z) = nodes, node_weights
+    n_atoms, wx, nx = x.shape
+    wy, wz = y.shape[1], z.shape[1]
+    mixed = abs(precision[1, 2]) > 1e-12 * np.sqrt(precision[1, 1] * precision[2, 2])
+    squares = 0.25 * np.diag(precision)  # shared by the two pairs of each axis, so that neither grows large
+    own, shared = (squares, squares) if mixed else (2 * squares, 0 * squares)
+    x, y, z = x.reshape(n_atoms, wx * nx, 1, 1), y[:, None], z[:, None]
+    log_xy = -squares[0] * x**2 - own[1] * y**2 - precision[0, 1] * x * y + np.log(np.tile(weights_x, wx)[:, None, None] * weights_y)
+    log_xz = -squares[0] * x**2 - own[2] * z**2 - precision[0, 2] * x * z + np.log(weights_z)
+    skewed = log_xy.max() + log_xz.max() > LARGEST_LOG
+    if not (mixed or skewed):
+        xy, xz = (np.exp(part).sum(axis=3).reshape(n_atoms, wx, nx, -1) for part in (log_xy, log_xz))
+        return xy.transpose(0, 1, 3, 2) @ xz
+    y, z = y[:, 0, :, :, None], z.reshape(n_atoms, 1, 1, -1)
+    log_yz = -shared[1] * y**2 - shared[2] * z**2 - precision[1, 2] * y * z
+    log_xy, log_xz = log_xy.transpose(0, 2, 1, 3), log_xz.reshape(n_atoms, 1, wx * nx, -1)
+    if skewed or log_xy.max() + log_xz.max() + log_yz.max() > LARGEST_LOG:
+        xyz = sum(np.exp(log_xy[..., n, None] + log_yz[:, :, None, n] + log_xz) for n in range(y.shape[2]))
+    else:
+        xyz = (np.exp(log_xy) @ np.exp(log_yz)) * np.exp(log_xz)
+    return xyz.reshape(n_atoms, wy, wx, nx, -1).sum(axis=3).reshape(n_atoms, wy, wx, wz, -1).sum(axis=4).transpose(0, 2, 1, 3)
+
+
 def _sharp_gaussian(
     out: Float[np.ndarray, " n_grid"],
     grid_shape: grids.GridShape,
@@ -190,42 +233,27 @@ def _sharp_gaussian(
     average: bool,
 ) -> None:
     """Add atoms' shares of one Gaussian (all in voxel units) to the flat grid `out`; each atom's sum is its weight if `average`."""
-    sigma = np.sqrt(np.diag(covariance))
     precision = np.linalg.inv(covariance)
-    narrowest = 1 / np.sqrt(np.diag(precision))
-    n_nodes = [max(3, int(np.ceil(2 / s)) + 1) if average else 1 for s in narrowest]
-    reach = np.ceil(REACH * sigma + (0.5 if average else 0.0)).astype(int)
+    reach = np.ceil(REACH * np.sqrt(np.diag(covariance)) + (0.5 if average else 0.0)).astype(int)
     offsets = [np.arange(-r, r + 1) for r in reach]
-    nearest = np.round(centres).astype(int)
-    nodes, node_weights = [], []
-    for axis in range(3):
-        gauss_x, gauss_w = np.polynomial.legendre.leggauss(n_nodes[axis]) if average else (np.zeros(1), np.full(1, 2.0))
-        nodes.append((offsets[axis][:, None] + 0.5 * gauss_x).ravel())
-        node_weights.append(0.5 * gauss_w)
-    widths = [len(o) for o in offsets]
-    for start, weight, centre in zip(nearest, weights, centres, strict=True):
-        x, y, z = (nodes[axis] + (start[axis] - centre[axis]) for axis in range(3))
-        xy = np.exp(-0.5 * (precision[0, 0] * x[:, None] ** 2 + precision[1, 1] * y**2) - precision[0, 1] * x[:, None] * y)
-        xz = np.exp(-0.5 * precision[2, 2] * z**2 - precision[0, 2] * x[:, None] * z)
-        yz = np.exp(-precision[1, 2] * y[:, None] * z)
-        if average:
-            xy *= np.tile(node_weights[0], widths[0])[:, None] * np.tile(node_weights[1], widths[1])
-            xz *= np.tile(node_weights[2], widths[2])
-        block = xy[:, :, None] * xz[:, None, :]
-        if abs(precision[1, 2]) > 1e-12:
-            block *= yz
-        if average:
-            shape = (widths[0], n_nodes[0], widths[1], n_nodes[1], widths[2], n_nodes[2])
-            block = block.reshape(shape).sum(axis=5).sum(axis=3).sum(axis=1)
-            block *= weight / block.sum()
-        else:
-            block *= weight / np.sqrt(np.linalg.det(2 * np.pi * covariance))
-        ix, iy, iz = ((start[axis] + offsets[axis]) % grid_shape[axis] for axis in range(3))
-        index = (ix[:, None, None] * grid_shape[1] + iy[:, None]) * grid_shape[2] + iz
-        if all(w <= n for w, n in zip(widths, grid_shape, strict=True)):
-            out[index] += block
-        else:
-            np.add.at(out, index, block)
+    if average:  # as many nodes as the narrowest cut through the Gaussian asks for
+        rules = [_voxel_nodes(max(3, int(np.ceil(2 * np.sqrt(p))) + 1)) for p in np.diag(precision)]
+    else:
+        rules = [(np.zeros(1), np.ones(1))] * 3
+    widths = [len(offset) * len(rule[0]) for offset, rule in zip(offsets, rules, strict=True)]
+    n_together = max(1, AT_ONCE // (widths[0] * len(offsets[1]) * widths[2]))
+    for some in np.array_split(np.arange(len(centres)), -(-len(centres) // n_together)):
+        nearest = np.round(centres[some]).astype(int)
+        nodes = [
+            (nearest[:, i] - centres[some, i])[:, None, None] + offset[:, None] + rule[0]
+            for i, (offset, rule) in enumerate(zip(offsets, rules, strict=True))
+        ]
+        blocks = _voxel_integrals(nodes, [rule[1] for rule in rules], precision)
+        norm = blocks.sum(axis=(1, 2, 3)) if average else np.sqrt(np.linalg.det(2 * np.pi * covariance))
+        blocks *= (weights[some] / norm)[:, None, None, None]
+        ix, iy, iz = ((nearest[:, i, None] + offsets[i]) % grid_shape[i] for i in range(3))
+        index = (ix[:, :, None, None] * grid_shape[1] + iy[:, None, :, None]) * grid_shape[2] + iz[:, None, None, :]
+        np.add.at(out, index.ravel(), blocks.ravel())
 
 
 def density_from_atoms(
@@ -259,20 +287,22 @@ def density_from_atoms(
     q_squared = _quadratic_form(axes, metric_inverse)
     spectrum = np.zeros(q_squared.shape, dtype=complex)
     sharp = np.zeros(int(shape.prod()))
+    moved, displacement = None, np.zeros(0)
     for group in _groups(atoms):
         number, u_frac = int(atoms.numbers[group[0]]), atoms.u_frac[group[0]]
         frac_coords, occupancies = atoms.frac_coords[group], atoms.occupancies[group]
         shape_factor = np.zeros_like(q_squared)
         for a, b in zip(a_table[number], b_table[number], strict=True):
             covariance = (b / (8 * np.pi**2) * metric_inverse + u_frac) * np.outer(shape, shape)
+            covariance += max(0.0, NARROWEST**2 - np.linalg.eigvalsh(covariance)[0]) * np.eye(3)
             # exp(-2 pi^2 h U h) at the faces of the oversampled box, the least of which decides
-            decay = np.inf if band_limited else (0.5 * (np.pi * OVERSAMPLING) ** 2 / np.diag(np.linalg.pinv(covariance))).min()
-            if decay >= SMOOTH:
+            if band_limited or (0.5 * (np.pi * OVERSAMPLING) ** 2 / np.diag(np.linalg.inv(covariance))).min() >= SMOOTH:
                 shape_factor += a * np.exp(-0.25 * b * q_squared)
             else:
                 _sharp_gaussian(sharp, grid_shape, frac_coords * shape, covariance, a * occupancies, average=method == "mean")
         if shape_factor.any():
-            displacement = np.exp(-2 * np.pi**2 * _quadratic_form(axes, u_frac))
+            if moved is None or not np.array_equal(moved, u_frac):  # mostly all atoms move alike
+                moved, displacement = u_frac, np.exp(-2 * np.pi**2 * _quadratic_form(axes, u_frac))
             spectrum += shape_factor * displacement * _geometric_sum(axes, frac_coords, occupancies)
     volume = abs(np.linalg.det(lattice))
     if band_limited:
@@ -334,7 +364,7 @@ def density_from_structure(
     if method == "band_limited":
         spacing = float((np.linalg.norm(atoms.lattice, axis=1) / grid_shape).max())
         d_min = 2 * spacing if d_min is None else d_min
-        if d_min < 2 * spacing * (1 - 1e-9):
+        if not d_min >= 2 * spacing * (1 - 1e-9):
             raise ValueError(f"`d_min` must be at least twice the grid spacing, {2 * spacing:.3f} Å, got {d_min}; use a finer grid")
     elif d_min is not None:
         raise ValueError(f"`d_min` goes with method='band_limited', got method={method!r}")

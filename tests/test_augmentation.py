@@ -167,7 +167,7 @@ def test_the_generator_decides_and_the_sample_stays(sample: Sample) -> None:
 
 
 def test_errors_say_what_to_do(rng: np.random.Generator) -> None:
-    with pytest.raises(ValueError, match="augmentations.*origin_shift"):
+    with pytest.raises(ValueError, match=r"augmentations.*origin_shift"):
         augmentation.augment(cloud(rng), ("flip",), rng)
     with pytest.raises(ValueError, match="sequence of names"):
         augmentation.augment(cloud(rng), "rotation", rng)

@@ -88,7 +88,7 @@ def test_a_header_unknown_here_is_refused(path: Path, changes: dict[str, Any], m
 def test_a_missing_header_key_is_named(path: Path) -> None:
     incomplete = header()
     del incomplete["preprocessing"]
-    with pytest.raises(ValueError, match="missing .'preprocessing'"):
+    with pytest.raises(ValueError, match=r"missing .'preprocessing'"):
         checkpoints.save_checkpoint(path, WEIGHTS, incomplete)
 
 

@@ -239,6 +239,7 @@ def test_calibration_error_of_known_cases():
         ({"d_min": 0.0}, "`d_min`"),
         ({"split": "train"}, "`split` must be one of"),
         ({"targets": "bravais"}, "`targets` must be 'all' or one of"),
+        ({"seed": -1}, "`seed`"),
         ({"limit": 0}, "`limit` must be at least 1"),
     ],
 )

@@ -144,6 +144,12 @@ def test_content_decides_and_not_the_name(tmp_path):
     assert len(read_structure(tmp_path / "POSCAR")) == 3
 
 
+@pytest.mark.parametrize("comment", ["data_NaCl", "[NaCl]", '{"a": 1}', "SLAB of salt", "<html>", "# loop_", "%PDF", "1 0.0 0.0 0.0"])
+def test_a_comment_does_not_decide(tmp_path, comment):
+    (tmp_path / "x").write_text(chgcar_text().replace("a comment", comment))
+    assert as_density(tmp_path / "x").grid_shape == (3, 4, 5)
+
+
 def test_a_poscar_with_velocities_has_no_grid(tmp_path):
     (tmp_path / "CONTCAR").write_text(HEADER + " 0 0 0\n 0 0 0\n 0 0 0\n")
     assert len(as_density(tmp_path / "CONTCAR", grid_spacing=0.5).structure) == 3

@@ -21,7 +21,9 @@ from matminer_ed3d.networks.pointnet import PointNet
 from matminer_ed3d.representations import PointCloud, Sample
 from matminer_ed3d.training import TrainingOptions, train
 
-OPTIONS = TrainingOptions(seed=3, max_epochs=6, batch_size=8, learning_rate=3e-3, early_stopping=None, validation_fraction=0.25, device="cpu")
+OPTIONS = TrainingOptions(
+    seed=3, max_epochs=6, batch_size=8, learning_rate=3e-3, early_stopping=None, validation_fraction=0.25, device="cpu"
+)
 
 
 def clouds(n_samples: int = 24, n_points: int = 20) -> tuple[list[Sample], np.ndarray]:

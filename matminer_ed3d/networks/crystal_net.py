@@ -47,7 +47,7 @@ class CrystalNet(nn.Module):
     width : int
         Channels of the convolutions.
     dilations : sequence of int
-        One residual block each; with kernels of 3, (1, 1, 2, 2) sees 15 voxels across.
+        One residual block each; with kernels of 3, (1, 2) sees 9 voxels across.
     head_widths : sequence of int
         Hidden layers of the head.
     dropout : float
@@ -58,8 +58,8 @@ class CrystalNet(nn.Module):
         self,
         n_channels: int,
         n_outputs: int,
-        width: int = 32,
-        dilations: Sequence[int] = (1, 1, 2, 2),
+        width: int = 16,
+        dilations: Sequence[int] = (1, 2),
         head_widths: Sequence[int] = (768, 384),
         dropout: float = 0.2,
     ) -> None:
@@ -72,9 +72,15 @@ class CrystalNet(nn.Module):
         hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
         self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_outputs))
 
-    def forward(self, batch: VoxelBatch) -> Float[Tensor, "n_samples n_outputs"]:
+    def constants(self, batch: VoxelBatch) -> Float[Tensor, "n_samples n_features"]:
+        """What the network computes of a batch without any weight: training makes it once for each sample, not in every epoch."""
+        return symmetry_features(batch)
+
+    def forward(
+        self, batch: VoxelBatch, constants: Float[Tensor, "n_samples n_features"] | None = None
+    ) -> Float[Tensor, "n_samples n_outputs"]:
         """Return logits or values, one row for each sample."""
-        symmetry = self.scale(symmetry_features(batch)).clamp(-FEATURE_RANGE, FEATURE_RANGE)
+        symmetry = self.scale(self.constants(batch) if constants is None else constants).clamp(-FEATURE_RANGE, FEATURE_RANGE)
         kept = batch.feats[:, 0] >= 0  # at least the mean density; a standardized sample always has such voxels
         voxels = Voxels(batch.coords[kept], batch.grid_shapes)
         density = batch.feats[kept]

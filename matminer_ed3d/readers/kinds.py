@@ -12,6 +12,9 @@ Kind = Literal["poscar", "cif", "json", "cube", "ccp4", "binary"]
 LEADING_BLANKS = rb"(?:\s|#[^\n]*(?:\n|$))*"
 CIF = re.compile(LEADING_BLANKS + rb"data_", re.IGNORECASE)
 JSON = re.compile(rb"\s*[{\[]")
+NUMBER = rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?"
+SCALE = re.compile(NUMBER + rb"(?:\s+" + NUMBER + rb"){0,2}\b.*")
+VECTOR = re.compile(NUMBER + rb"(?:\s+" + NUMBER + rb"){2}\b.*")
 CUBE_ROW = re.compile(rb"\s*[+-]?\d+(?:\s+[+-]?\d*\.\d+(?:[eE][+-]?\d+)?){3}(?:\s+1)?\s*")
 
 # What people hand over in place of a density: how it begins, and its name with the way out.
@@ -32,12 +35,22 @@ REFUSED = (
 
 def refusal(head: bytes) -> str | None:
     """Name what can never be read, and the way out; None if `head` may begin a file that can."""
+    if _is_poscar(head):
+        return None
     named = next((what for pattern, what in REFUSED if pattern.match(head)), None)
     return "binary data" if named is None and kind_of(head) == "binary" else named
 
 
+def _is_poscar(head: bytes) -> bool:
+    """Tell whether a scale and three vectors follow the first line, which is a comment and may look like anything."""
+    rows = [row.strip() for row in head[:4096].split(b"\n")[1:] if row.strip()]
+    return len(rows) > 4 and bool(SCALE.fullmatch(rows[0])) and all(VECTOR.fullmatch(row) for row in rows[1:4])
+
+
 def kind_of(head: bytes) -> Kind:
     """Guess the format from the beginning of a file: ``poscar`` (with or without a grid) is any text that is nothing else."""
+    if _is_poscar(head):
+        return "poscar"
     if head[208:212] == b"MAP ":
         return "ccp4"
     if CIF.match(head):

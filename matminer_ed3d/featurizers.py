@@ -1,0 +1,495 @@
+"""matminer's side: three featurizers of a column of structures, Chgcars, densities or paths.
+
+Each is a direct subclass of matminer's ``BaseFeaturizer``, which is how programs find featurizers, and a full scikit-learn
+transformer. The classes hold parameters and one call; how rows are run, in one process or several, is in :class:`RowFeaturizer`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed, effective_n_jobs
+from matminer.featurizers.base import BaseFeaturizer
+from sklearn.base import TransformerMixin
+from sklearn.utils import Tags, TransformerTags
+from tqdm.auto import tqdm
+
+from matminer_ed3d import statistics
+from matminer_ed3d.samples import SampleOptions, make_sample
+from matminer_ed3d.sources import as_density, as_list
+
+__all__ = ["DensityPointCloud", "DensitySparseTensor", "DensityStatistics", "RowFeaturizer"]
+
+NAN = float("nan")
+
+CITATION = (
+    "@article{kim2024electrondensity, author = {Kim and others}, journal = {npj Computational Materials}, volume = {10}, "
+    "year = {2024}, doi = {10.1038/s41524-024-01402-7}}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    """A row without features."""
+
+    error: Exception | None  # what to raise; dropped where nobody will, since its traceback keeps the row's arrays alive
+    reason: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        return cls(error, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the exception where it survives the way between processes, else one that says the same."""
+        try:
+            survives = type(pickle.loads(pickle.dumps(self.error))) is type(self.error)
+        except (pickle.PicklingError, TypeError, AttributeError, ValueError):
+            survives = False
+        return _Failure, (self.error if survives else RuntimeError(self.reason), self.reason, self.traceback)
+
+
+def _attempt(featurizer: Any, entry: tuple[Any, ...] | _Failure) -> list[Any] | _Failure:
+    """Features of one row, or its failure; Ctrl-C and the like pass through."""
+    if isinstance(entry, _Failure):
+        return entry
+    try:
+        return list(featurizer.featurize(*entry))
+    except Exception as error:
+        return _Failure.of(error)
+
+
+def _as_is(row: Any) -> tuple[Any, ...]:
+    return (row,)
+
+
+def _to_send(row: Any) -> tuple[Any, ...] | _Failure:
+    """Make of a row what another process can read: a Chgcar cannot be unpickled (pymatgen-core 2026.10), so it goes as its Density."""
+    if not hasattr(row, "data_aug"):
+        return (row,)
+    try:
+        return (as_density(row),)
+    except Exception as error:
+        return _Failure.of(error)
+
+
+class RowFeaturizer(TransformerMixin):
+    """What the featurizers share: rows in parallel, errors by row, and scikit-learn's transformer.
+
+    Differences from matminer's own ``BaseFeaturizer``, all of them where that hangs, hides or forgets something:
+
+    - Parallel rows run in joblib's processes; matminer's forking pool hangs once torch has run in the parent.
+    - `n_jobs` is a parameter, 1 by default, so that ``clone`` and grid searches keep it; ``set_n_jobs`` still sets it.
+    - ``ignore_errors`` catches errors of a row, never Ctrl-C. Without it the row's own exception is raised, with a note that says
+      which row it was.
+    - The progress bar counts rows that are done.
+    - ``transform`` raises where a row fails, unless ``on_error="nan"``; it returns a two-dimensional array.
+    """
+
+    on_error: str
+    _n_jobs: int | None = 1
+    _dtype: type = object  # of the array that `transform` returns
+
+    @property
+    def n_jobs(self) -> int | None:
+        """Number of processes; -1 is one per core."""
+        return self._n_jobs
+
+    @n_jobs.setter
+    def n_jobs(self, n_jobs: int | None) -> None:
+        self._n_jobs = n_jobs
+
+    # What a featurizer is
+
+    def feature_labels(self) -> list[str]:
+        """Name of each feature."""
+        raise NotImplementedError
+
+    def citations(self) -> list[str]:
+        """BibTeX of what to cite."""
+        return [CITATION]
+
+    def implementors(self) -> list[str]:
+        """Who wrote it."""
+        return ["matminer_ed3d developers"]
+
+    def check(self) -> None:
+        """Refuse parameters that have no meaning, with a ValueError that names them."""
+        if self.on_error not in ("raise", "nan"):
+            raise ValueError(f"`on_error` must be 'raise' or 'nan', got {self.on_error!r}")
+
+    # matminer's way
+
+    def featurize_many(
+        self, entries: Any, ignore_errors: bool = False, return_errors: bool = False, pbar: bool | dict[str, Any] = True
+    ) -> list[list[Any]]:
+        """Featurize a list of entries.
+
+        Parameters
+        ----------
+        entries : list, tuple, array, Series or one-column DataFrame
+            Structures, Chgcars, Densities or paths.
+        ignore_errors : bool
+            A row that fails gives NaN for every feature.
+        return_errors : bool
+            Add one more column, with the traceback of a row that failed and NaN for the others; needs `ignore_errors`.
+        pbar : bool or dict
+            Show a progress bar; a dict holds arguments of tqdm.
+
+        Returns
+        -------
+        list of list
+            One list per row.
+
+        Raises
+        ------
+        Exception
+            That of the first row that fails, unless `ignore_errors`.
+        """
+        if return_errors and not ignore_errors:
+            raise ValueError("`return_errors` needs ignore_errors=True; without it the first error is raised")
+        results = self._run(entries, stop=not ignore_errors, pbar=pbar)
+        return [self._row(result, return_errors) for result in results]
+
+    def featurize_wrapper(self, x: Any, return_errors: bool = False, ignore_errors: bool = False) -> list[Any]:
+        """Featurize one tuple of inputs as :meth:`featurize_many` does; matminer's ``MultipleFeaturizer`` calls it."""
+        result = _attempt(self, tuple(x))
+        if isinstance(result, _Failure) and result.error is not None and not ignore_errors:
+            raise result.error
+        return self._row(result, return_errors)
+
+    def _row(self, result: list[Any] | _Failure, return_errors: bool) -> list[Any]:
+        if isinstance(result, _Failure):
+            return [NAN] * len(self.feature_labels()) + [result.traceback] * return_errors
+        return result + [NAN] * return_errors
+
+    def _run(self, entries: Any, stop: bool, pbar: bool | dict[str, Any]) -> list[list[Any] | _Failure]:
+        """Result of every row, in order; `stop` raises the first failure."""
+        if isinstance(entries, np.ndarray | list | tuple | pd.Series | pd.DataFrame) and len(entries) == 0:
+            return []
+        rows = as_list(entries.astype(object) if isinstance(entries, np.ndarray) else entries)
+        self.check()
+        error: Exception | None = None
+
+        def entries_of(as_entry: Any) -> Iterator[Any]:
+            for row in rows:
+                if error is not None:  # start no more rows; those under way are waited for
+                    return
+                yield as_entry(row)
+
+        n_jobs = min(effective_n_jobs(self.n_jobs), len(rows))
+        running: Any
+        if n_jobs == 1:
+            running = (_attempt(self, entry) for entry in entries_of(_as_is))
+        else:
+            calls = (delayed(_attempt)(self, entry) for entry in entries_of(_to_send))
+            running = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator")(calls)
+        settings = {"total": len(rows), "desc": type(self).__name__, "disable": pbar is False}
+        results: list[list[Any] | _Failure] = []
+        with tqdm(**settings | (pbar if isinstance(pbar, dict) else {})) as bar:
+            for result in running:
+                if isinstance(result, _Failure):
+                    if stop and error is None and result.error is not None:
+                        error = result.error
+                        if error.__traceback__ is None:  # it comes from another process
+                            error.add_note(result.traceback)
+                        error.add_note(f"Row {len(results)} of {len(rows)}, counted from 0. To skip such rows, set ignore_errors=True.")
+                    result = replace(result, error=None)
+                results.append(result)
+                bar.update()
+        if error is not None:
+            raise error
+        return results
+
+    # scikit-learn's way
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Check the parameters; there is nothing to learn."""
+        self.check()
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Featurize.
+
+        Parameters
+        ----------
+        X : list, tuple, array, Series or one-column DataFrame
+            Structures, Chgcars, Densities or paths.
+
+        Returns
+        -------
+        (n_rows, n_features) array
+            Of float, or of objects.
+
+        Raises
+        ------
+        Exception
+            That of the first row that fails, where ``on_error="raise"``. With ``"nan"`` such rows are NaN and a warning says
+            which they are and why.
+        """
+        rows = as_list(X)
+        results = self._run(rows, stop=self.on_error != "nan", pbar=False)
+        failed = {number: result.reason for number, result in enumerate(results) if isinstance(result, _Failure)}
+        if failed:
+            first = next(iter(failed))
+            shown = ", ".join(map(str, list(failed)[:10])) + (", …" if len(failed) > 10 else "")
+            warnings.warn(
+                f"{len(failed)} of {len(rows)} rows failed and are NaN, counted from 0: {shown}; row {first}: {failed[first]}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        out: np.ndarray = np.empty((len(rows), len(self.feature_labels())), dtype=self._dtype)
+        for number, result in enumerate(results):
+            for column, value in enumerate(self._row(result, return_errors=False)):
+                out[number, column] = value
+        return out
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns of :meth:`transform`; the name of the input column plays no part."""
+        return np.asarray(self.feature_labels(), dtype=object)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags = TransformerTags(preserves_dtype=[])
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        tags.requires_fit = False
+        return tags
+
+
+class DensityPointCloud(RowFeaturizer, BaseFeaturizer):
+    """Point cloud of the electron density: one :class:`PointCloud` object per row.
+
+    Features: ``density point cloud``, an object with ``coords`` (Cartesian, Å) and ``feats`` (e/Å³, one column per channel).
+
+    Parameters
+    ----------
+    channels : tuple of str
+        Channels of the density; the paper's four are ``("total", "diff", "up", "down")``.
+    voxel_size : float
+        Edge of a voxel in Å; each gives one point. The paper's 0.25 by default.
+    reduction : {"random", "mean"}
+        A grid point of the voxel at random, or its centre with the mean density.
+    threshold : float
+        Points with less total density (e/Å³) are left out.
+    max_points : int, "paper" or None
+        Keep the densest points up to this many; ``"paper"`` is 5,000 to 30,000 by the size of the cell.
+    cell : {"as_given", "reduced"}
+        The cell of the source, or the density's own primitive Niggli cell.
+    random_state : int or None
+        With an int every row draws from its own generator of this seed, so its cloud depends on the row alone: not on the other
+        rows, their order or `n_jobs`. None draws afresh each time.
+    on_error : {"raise", "nan"}
+        What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
+    n_jobs : int
+        Number of processes; -1 is one per core.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[str] = ("total",),
+        voxel_size: float = 0.25,
+        reduction: str = "random",
+        threshold: float = 0.0,
+        max_points: int | str | None = "paper",
+        cell: str = "as_given",
+        random_state: int | None = None,
+        on_error: str = "raise",
+        n_jobs: int | None = 1,
+    ) -> None:
+        self.channels = channels
+        self.voxel_size = voxel_size
+        self.reduction = reduction
+        self.threshold = threshold
+        self.max_points = max_points
+        self.cell = cell
+        self.random_state = random_state
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+
+    def check(self) -> None:
+        """Refuse parameters that have no meaning."""
+        super().check()
+        _sample_options(self, "points").check()
+
+    def featurize(self, x: Any) -> list[Any]:
+        """Make the PointCloud of one Structure, Chgcar, Density or path."""
+        return [make_sample(x, _sample_options(self, "points"), self.random_state)]
+
+    def feature_labels(self) -> list[str]:
+        """One label."""
+        return ["density point cloud"]
+
+
+class DensitySparseTensor(RowFeaturizer, BaseFeaturizer):
+    """Occupied voxels of the electron density: one :class:`SparseTensor` object per row.
+
+    Features: ``density sparse tensor``, an object with integer ``coords``, ``feats`` (e/Å³, one column per channel) and the
+    ``voxel_basis`` (Å); where the voxels are aligned with the lattice, ``grid_shape`` says how many fill the cell.
+
+    Parameters
+    ----------
+    channels : tuple of str
+        Channels of the density; the paper's four are ``("total", "diff", "up", "down")``.
+    voxel_size : float
+        Edge in Å, adjusted where the voxels are aligned with the lattice. The paper's 0.25 by default.
+    voxel_basis : {"lattice", "cartesian"}
+        Voxels along the cell's own axes, whose neighbours wrap round its faces, or the paper's cubes in Cartesian space.
+    reduction : {"mean", "random"}
+        Mean density of each voxel, or the value of one of its grid points at random (the paper's default).
+    threshold : float
+        Voxels with less total density (e/Å³) are left out.
+    max_points : int, "paper" or None
+        Keep the densest voxels up to this many.
+    multiple_of : int
+        Make lattice-aligned counts multiples of this.
+    cell : {"as_given", "reduced"}
+        The cell of the source, or the density's own primitive Niggli cell.
+    d_min : float or None
+        Resolution in Å of the voxels of the reduced cell; goes with ``cell="reduced"``.
+    max_voxels : int or None
+        With `d_min`: enlarge the voxels until no more than this many fill the cell.
+    standardize : bool
+        With `d_min`: give (rho - mean) / rms in place of rho.
+    random_state : int or None
+        With an int every row draws from its own generator of this seed, so its voxels depend on the row alone: not on the other
+        rows, their order or `n_jobs`. None draws afresh each time.
+    on_error : {"raise", "nan"}
+        What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
+    n_jobs : int
+        Number of processes; -1 is one per core.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[str] = ("total",),
+        voxel_size: float = 0.25,
+        voxel_basis: str = "lattice",
+        reduction: str = "mean",
+        threshold: float = 0.0,
+        max_points: int | str | None = None,
+        multiple_of: int = 1,
+        cell: str = "as_given",
+        d_min: float | None = None,
+        max_voxels: int | None = None,
+        standardize: bool = False,
+        random_state: int | None = None,
+        on_error: str = "raise",
+        n_jobs: int | None = 1,
+    ) -> None:
+        self.channels = channels
+        self.voxel_size = voxel_size
+        self.voxel_basis = voxel_basis
+        self.reduction = reduction
+        self.threshold = threshold
+        self.max_points = max_points
+        self.multiple_of = multiple_of
+        self.cell = cell
+        self.d_min = d_min
+        self.max_voxels = max_voxels
+        self.standardize = standardize
+        self.random_state = random_state
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+
+    def check(self) -> None:
+        """Refuse parameters that have no meaning."""
+        super().check()
+        _sample_options(self, "voxels").check()
+
+    def featurize(self, x: Any) -> list[Any]:
+        """Make the SparseTensor of one Structure, Chgcar, Density or path."""
+        return [make_sample(x, _sample_options(self, "voxels"), self.random_state)]
+
+    def feature_labels(self) -> list[str]:
+        """One label."""
+        return ["density sparse tensor"]
+
+
+def _sample_options(featurizer: Any, kind: Literal["points", "voxels"]) -> SampleOptions:
+    """Those parameters of a featurizer that describe its sample."""
+    given = {name: value for name, value in featurizer.get_params(deep=False).items() if name in SampleOptions.__dataclass_fields__}
+    if isinstance(given["channels"], str):
+        raise ValueError(f"`channels` must be a tuple of names, got {given['channels']!r}; write ({given['channels']!r},)")
+    return SampleOptions(kind=kind, **{**given, "channels": tuple(given["channels"])})
+
+
+class DensityStatistics(RowFeaturizer, BaseFeaturizer):
+    """Numbers that describe the electron density, the same for every cell, origin and orientation of a crystal.
+
+    Features: moments and quantiles of the density, its gradient and its Laplacian, volume shares above thresholds, the reduced
+    gradient, the autocorrelation by distance and the power spectrum by wave number. :func:`matminer_ed3d.statistics.density_statistics`
+    says what each name means and its unit. A Structure has no spin, so its ``diff`` is zero.
+
+    Parameters
+    ----------
+    d_min : float
+        Resolution in Å at which the density is seen.
+    channels : tuple of str
+        Of ``total``, ``diff``, ``up``, ``down``.
+    quantiles : tuple of float
+        Shares of the volume (or of the electrons) below a quantile.
+    thresholds : tuple of float
+        Densities (e/Å³) above which the share of the volume is taken.
+    max_distance, distance_step : float
+        Å: shells of the autocorrelation.
+    q_step : float
+        1/Å: step between the shells of the power spectrum.
+    on_error : {"raise", "nan"}
+        What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
+    n_jobs : int
+        Number of processes; -1 is one per core.
+    """
+
+    _dtype = float
+
+    def __init__(
+        self,
+        d_min: float = 1.0,
+        channels: Sequence[str] = ("total",),
+        quantiles: Sequence[float] = statistics.QUANTILES,
+        thresholds: Sequence[float] = statistics.THRESHOLDS,
+        max_distance: float = 8.0,
+        distance_step: float = 0.5,
+        q_step: float = 0.1,
+        on_error: str = "raise",
+        n_jobs: int | None = 1,
+    ) -> None:
+        self.d_min = d_min
+        self.channels = channels
+        self.quantiles = quantiles
+        self.thresholds = thresholds
+        self.max_distance = max_distance
+        self.distance_step = distance_step
+        self.q_step = q_step
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+
+    def check(self) -> None:
+        """Refuse parameters that have no meaning."""
+        super().check()
+        self.feature_labels()
+
+    def featurize(self, x: Any) -> list[float]:
+        """Describe one Structure, Chgcar, Density or path."""
+        # A structure gives its exact coefficients, so no grid plays a part.
+        density = as_density(x, method="band_limited", grid_spacing=0.5 * self.d_min, d_min=self.d_min)
+        return list(statistics.density_statistics(density, **self._options()).values())
+
+    def feature_labels(self) -> list[str]:
+        """Names of the statistics, in order."""
+        return list(statistics.statistic_names(**self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        given = {name: value for name, value in self.get_params(deep=False).items() if name not in ("on_error", "n_jobs")}
+        if not isinstance(self.channels, str):
+            given["channels"] = tuple(self.channels)
+        return given

@@ -91,7 +91,7 @@ class Density(MSONable):
     @property
     def grid_shape(self) -> tuple[int, int, int]:
         """Points along a, b, c."""
-        return self.channels["total"].shape  # type: ignore[return-value]
+        return self.channels["total"].shape
 
     @property
     def grid_spacing(self) -> Float[np.ndarray, "3"]:
@@ -145,7 +145,7 @@ class Density(MSONable):
         methods = {"fourier": grids.fourier_resample, "mean": grids.mean_resample}
         if method not in methods:
             raise ValueError(f"`method` must be one of {sorted(methods)}, got {method!r}")
-        return replace(self, channels={k: methods[method](v, tuple(grid_shape)) for k, v in self.channels.items()})
+        return replace(self, channels={k: methods[method](v, grid_shape) for k, v in self.channels.items()})
 
     def shift_origin(self, frac_shift: Any) -> Density:
         """Move the origin to `frac_shift` (fractional): rho_new(x) = rho(x + frac_shift); atoms move by -frac_shift."""

@@ -39,7 +39,7 @@ def fine_grid_shape(lattice: Float[np.ndarray, "3 3"], grid_spacing: float) -> G
 def coarse_grid_shape(lattice: Float[np.ndarray, "3 3"], voxel_size: float, multiple_of: int = 1) -> GridShape:
     """Return the counts, each a multiple of `multiple_of`, that divide the cell into voxels nearest `voxel_size` (Å)."""
     lengths = np.linalg.norm(lattice, axis=1)
-    return tuple(multiple_of * max(1, round(n / voxel_size / multiple_of)) for n in lengths)  # type: ignore[return-value]
+    return tuple(multiple_of * max(1, round(n / voxel_size / multiple_of)) for n in lengths)
 
 
 def reflections(grid_shape: GridShape) -> Int[np.ndarray, "n_points 3"]:
@@ -166,7 +166,7 @@ def band_limit(
     coefficients : (n_refl,) complex
         In the units of `rho`; the Nyquist planes of even grids, whose phase is not defined, are left out.
     """
-    h = reflections(rho.shape)  # type: ignore[arg-type]
+    h = reflections(rho.shape)
     q_squared = ((h @ np.linalg.inv(lattice).T) ** 2).sum(axis=1)
     keep = (q_squared <= d_min**-2 * (1 + 1e-9)) & ((2 * np.abs(h) < np.array(rho.shape)) | (h == 0)).all(axis=1)
     return h[keep], fourier_coefficients(rho).ravel()[keep] * np.exp(-0.25 * blur * q_squared[keep])
@@ -188,7 +188,7 @@ def change_basis(
             walk = np.arange(n)[:, None] * (steps[axis] // n)
             index = index + walk.reshape([n if a == axis else 1 for a in range(3)] + [3])
         return rho[tuple(np.moveaxis(index % shape, -1, 0))]
-    h = reflections(rho.shape)  # type: ignore[arg-type]
+    h = reflections(rho.shape)
     known = ((2 * np.abs(h) < shape) | (h == 0)).all(axis=1)
     return from_coefficients(h[known] @ basis_change.T, fourier_coefficients(rho).ravel()[known], grid_shape)
 

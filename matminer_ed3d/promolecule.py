@@ -368,5 +368,5 @@ def density_from_structure(
             raise ValueError(f"`d_min` must be at least twice the grid spacing, {2 * spacing:.3f} Å, got {d_min}; use a finer grid")
     elif d_min is not None:
         raise ValueError(f"`d_min` goes with method='band_limited', got method={method!r}")
-    rho = density_from_atoms(atoms, tuple(grid_shape), method, d_min)
+    rho = density_from_atoms(atoms, grid_shape, method, d_min)
     return Density(lattice=atoms.lattice, channels={"total": rho}, structure=structure)

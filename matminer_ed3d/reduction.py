@@ -134,7 +134,10 @@ def _fixed_setting(
 
 @cache
 def _origin_triples() -> tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "m 3"]]:
-    """Reflections with indices up to 2 (glides and screws make shorter ones absent), and the triples of them whose phases fix an origin: determinant ±1."""
+    """Reflections with indices up to 2, and the triples of them whose phases fix an origin: those of determinant ±1.
+
+    With indices up to 1 there may be none, as glides and screws make reflections absent.
+    """
     h = _key_reflections()[0]
     h = h[np.abs(h).max(axis=1) <= 2]
     triples = np.array(list(itertools.combinations(range(len(h)), 3)))
@@ -235,13 +238,17 @@ def find_reduction(
 def band_limited_coefficients(
     density: Density, channel: str, d_min: float | None
 ) -> tuple[Int[np.ndarray, "n_refl 3"], Complex[np.ndarray, " n_refl"]]:
-    """Fourier coefficients of one channel to `d_min` (Å), or to all that the grid holds in a sphere if None; warns where the grid is too coarse."""
+    """Fourier coefficients of one channel to `d_min` (Å), or to all that the grid holds in a sphere if None.
+
+    Warns where the grid is too coarse for `d_min`.
+    """
     finest = 2 * float(density.grid_spacing.max())
     if d_min is None:
         d_min = finest
     elif finest > d_min * (1 + 1e-6):
         warnings.warn(
-            f"the grid {density.grid_shape} resolves {finest:.2f} Å, coarser than the {d_min:.2f} Å asked for; a finer grid may change the answer",
+            f"the grid {density.grid_shape} resolves {finest:.2f} Å, coarser than the {d_min:.2f} Å asked for; "
+            "a finer grid may change the answer",
             stacklevel=2,
         )
     return grids.band_limit(density.channel(channel), density.lattice, d_min)

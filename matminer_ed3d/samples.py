@@ -124,7 +124,7 @@ def make_sample(source: Any, options: SampleOptions, rng: Rng = None) -> Sample:
         )
     if options.cell == "reduced":
         density = reduce_cell(density)
-    shared = {
+    shared: dict[str, Any] = {
         "voxel_size": options.voxel_size,
         "reduction": options.reduction,
         "threshold": options.threshold,

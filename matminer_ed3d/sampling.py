@@ -51,7 +51,7 @@ def _mean_of_voxels(stack: Float[np.ndarray, "n_stacked nx ny nz"], coarse_shape
     means = []
     for values in stack:
         fine_shape = tuple(max(n, m) for n, m in zip(values.shape, coarse_shape, strict=True))
-        means.append(grids.mean_resample(grids.fourier_resample(values, fine_shape), coarse_shape).ravel())  # type: ignore[arg-type]
+        means.append(grids.mean_resample(grids.fourier_resample(values, fine_shape), coarse_shape).ravel())
     return np.stack(means, axis=1)
 
 

@@ -260,10 +260,12 @@ def network_outputs(
     return torch.cat(outputs).numpy()
 
 
-def _forward(network: nn.Module, samples: Sequence[Sample], device: torch.device, precision: str) -> Outputs:
+def _forward(
+    network: nn.Module, samples: Sequence[Sample], device: torch.device, precision: str, constants: torch.Tensor | None = None
+) -> Outputs:
     batch = collate(list(samples)).to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        outputs = network(batch)
+        outputs = network(batch) if constants is None else network(batch, constants)
     return outputs.float()
 
 
@@ -339,6 +341,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         state.read(checkpoint, device)
 
+    constants = None if options.augmentations else _constants(network, samples, options.batch_size, device)
     n_batches = math.ceil(len(train_part) / options.batch_size)
     n_steps = options.max_epochs * n_batches
     progress = tqdm(total=options.max_epochs, initial=len(state.history), unit="epoch", disable=not verbose)
@@ -354,7 +357,8 @@ def train(
                 learning_rate = options.learning_rate * learning_rate_factor(step, n_steps, options)
                 optimizer.param_groups[0]["lr"] = learning_rate
                 batch = [augmentation.augment(samples[k], options.augmentations, rng, options.noise_level) for k in rows]
-                losses = loss_function(_forward(network, batch, device, options.precision), target_tensor[rows])
+                known = None if constants is None else constants[rows]
+                losses = loss_function(_forward(network, batch, device, options.precision, known), target_tensor[rows])
                 batch_loss = (losses * weight_tensor[rows]).mean()
                 _check_finite(batch_loss.item(), "training", epoch, options)
                 optimizer.zero_grad(set_to_none=True)
@@ -391,6 +395,14 @@ def train(
     network.load_state_dict(state.best)
     network.eval()
     return state.history
+
+
+def _constants(network: nn.Module, samples: Sequence[Sample], batch_size: int, device: torch.device) -> torch.Tensor | None:
+    """What a network computes of each sample without any weight (its method ``constants``), made once; None if it has no such method."""
+    if not hasattr(network, "constants"):
+        return None
+    batches = np.array_split(np.arange(len(samples)), math.ceil(len(samples) / batch_size))
+    return torch.cat([network.constants(collate([samples[i] for i in batch]).to(device)) for batch in batches])
 
 
 def _check_finite(loss: float, part: str, epoch: int, options: TrainingOptions) -> None:

@@ -1,7 +1,8 @@
 """Prepare the samples of the default model: python benchmarks/default_model/prepare.py mp.parquet FOLDER [--part I/N].
 
-Each part is one npz file of the values of all voxels, one sample after another. A quarter of the training rows are drawn with element-wise scaled scattering power and
-a random B, so that the network does not lean on all-electron peak heights, which a file of valence electrons does not have.
+Each part is one npz file of the values of all voxels, one sample after another. A quarter of the training rows are drawn with
+element-wise scaled scattering power and a random B, so that the network does not lean on all-electron peak heights, which a file of
+valence electrons does not have.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ voxel as an origin alike. Both see a crystal, not a box: shifting a periodic sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -69,7 +70,7 @@ class CrystalNet(nn.Module):
         self.blocks = nn.ModuleList(_DilatedBlock(width, dilation) for dilation in dilations)
         self.pool_norm = VoxelBatchNorm(2 * width)
         sizes = [N_SYMMETRY_FEATURES + 2 * width, *head_widths]
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
+        hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
         self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_outputs))
 
     def constants(self, batch: VoxelBatch) -> Float[Tensor, "n_samples n_features"]:

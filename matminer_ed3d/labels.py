@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import operator
 import sys
-import warnings
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from matminer_ed3d._spglib import call_spglib
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -156,21 +157,13 @@ def space_group_number(structure: Structure, symprec: float = 0.1, angle_toleran
         raise ValueError(f"`symprec` must be a positive distance in Å, got {symprec}")
     if len(structure) == 0:
         raise ValueError("`structure` must hold at least one site, got none")
-    import spglib
-
     types: dict[Any, int] = {}
     kinds = [types.setdefault(_species_key(site), len(types) + 1) for site in structure]
     cell: Any = (structure.lattice.matrix, structure.frac_coords, kinds)
-    dataset, reason = None, "no reason given"
-    try:
-        with warnings.catch_warnings():  # spglib 2.7 and later warn at every call that failures will one day raise
-            warnings.simplefilter("ignore", DeprecationWarning)
-            dataset = spglib.get_symmetry_dataset(cell, symprec=symprec, angle_tolerance=angle_tolerance)
-    except spglib.SpglibError as error:
-        reason = str(error)
+    dataset = call_spglib("get_symmetry_dataset", cell, symprec=symprec, angle_tolerance=angle_tolerance)
     if dataset is None:
         raise ValueError(
-            f"spglib finds no space group of {structure.composition.reduced_formula} at symprec {symprec} ({reason}); "
+            f"spglib finds no space group of {structure.composition.reduced_formula} at symprec {symprec}; "
             "do atoms overlap? Merge them or lower `symprec`"
         )
     return int(dataset.number)

@@ -8,6 +8,7 @@ its atom in real space. Both give the mean over each voxel, so the electrons are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -319,7 +320,7 @@ def density_from_structure(
     structure: Structure,
     *,
     grid_spacing: float = 0.25,
-    grid_shape: tuple[int, int, int] | None = None,
+    grid_shape: grids.GridShape | Callable[[np.ndarray], grids.GridShape] | None = None,
     method: Method = "mean",
     d_min: float | None = None,
     b_iso: float | None = None,
@@ -332,8 +333,8 @@ def density_from_structure(
         Occupancies and displacements are used; see :func:`atoms_from_structure`.
     grid_spacing : float
         Largest distance between points, Å; the paper's voxel, 0.25 Å, by default.
-    grid_shape : (int, int, int), optional
-        In place of `grid_spacing`.
+    grid_shape : (int, int, int) or function, optional
+        In place of `grid_spacing`; a function makes it of the lattice.
     method : {"mean", "point", "band_limited"}
         What each grid value is; see :func:`density_from_atoms`.
     d_min : float, optional
@@ -359,7 +360,9 @@ def density_from_structure(
     atoms = atoms_from_structure(structure, b_iso)
     if grid_shape is None:
         grid_shape = grids.fine_grid_shape(atoms.lattice, grid_spacing)
-    elif len(grid_shape) != 3 or min(grid_shape) < 1:
+    elif callable(grid_shape):
+        grid_shape = grid_shape(atoms.lattice)
+    if len(grid_shape) != 3 or min(grid_shape) < 1:
         raise ValueError(f"`grid_shape` must be three counts of at least 1, got {grid_shape}")
     if method == "band_limited":
         spacing = float((np.linalg.norm(atoms.lattice, axis=1) / grid_shape).max())

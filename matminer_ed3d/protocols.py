@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from matminer_ed3d._spglib import call_spglib
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -190,18 +191,6 @@ Cell = tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "_ 3"], Int[np.ndarray,
 """Lattice rows in Å, fractional coordinates, and an integer a site that is equal for equal species."""
 
 
-def _spglib(function: str, *args: Any, **options: Any) -> Any:
-    """Call spglib; None where it finds no answer. Its notice on a coming change of error handling is not for our users."""
-    import spglib
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            return getattr(spglib, function)(*args, **options)
-        except getattr(spglib, "SpglibError", RuntimeError):  # raised in place of None where the user has asked spglib for that
-            return None
-
-
 def _check_cell(cell: Cell) -> None:
     lattice, frac_coords, kinds = cell
     if np.shape(lattice) != (3, 3) or not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-6:
@@ -219,7 +208,7 @@ def conventional_cell(cell: Cell, symprec: float = 0.1) -> tuple[Cell, str]:
         If spglib finds no symmetry, as for atoms that overlap.
     """
     _check_cell(cell)
-    found = _spglib("get_symmetry_dataset", cell, symprec=symprec)
+    found = call_spglib("get_symmetry_dataset", cell, symprec=symprec)
     if found is None:
         raise ValueError(f"spglib finds no symmetry at symprec {symprec}; do atoms overlap?")
     return (found.std_lattice, found.std_positions, np.asarray(found.std_types)), found.international[0]
@@ -234,11 +223,11 @@ def niggli_cell(cell: Cell, symprec: float = 0.1) -> Cell:
         If spglib finds no primitive cell, as for atoms that overlap, or no reduction.
     """
     _check_cell(cell)
-    primitive = _spglib("standardize_cell", cell, to_primitive=True, no_idealize=True, symprec=symprec)
+    primitive = call_spglib("standardize_cell", cell, to_primitive=True, no_idealize=True, symprec=symprec)
     if primitive is None:
         raise ValueError(f"spglib finds no primitive cell at symprec {symprec}; do atoms overlap?")
     lattice, frac_coords, kinds = primitive
-    reduced = _spglib("niggli_reduce", lattice)
+    reduced = call_spglib("niggli_reduce", lattice)
     if reduced is None:
         raise ValueError(f"spglib finds no Niggli reduction of the lattice {lattice.tolist()}")
     return change_cell((lattice, frac_coords, np.asarray(kinds)), np.round(reduced @ np.linalg.inv(lattice)).astype(np.int64))

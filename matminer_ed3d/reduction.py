@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import spglib
 from jaxtyping import Complex, Float, Int
 
 from matminer_ed3d import grids
+from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
 
 __all__ = ["Reduction", "band_limited_coefficients", "find_reduction", "lattice_rotations", "reduce_cell"]
@@ -225,7 +225,7 @@ def find_reduction(
         while (rows := _finer_lattice(h, power, tolerance)) is not None:
             h, kept = _indices_in(rows, h)
             coefficients, power, basis = coefficients[kept], power[kept], rows @ basis
-    reduced = spglib.niggli_reduce(basis @ lattice, eps=1e-5)
+    reduced = call_spglib("niggli_reduce", basis @ lattice, eps=1e-5)
     if reduced is None:
         raise ValueError(f"the lattice {np.round(lattice, 4).tolist()} cannot be Niggli-reduced; check that its vectors span a volume")
     change = np.round(np.asarray(reduced) @ np.linalg.inv(basis @ lattice)).astype(np.int64)

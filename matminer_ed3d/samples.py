@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
+from matminer_ed3d import grids
 from matminer_ed3d.density import Density
 from matminer_ed3d.invariant_sampling import sample_reduced_voxels
 from matminer_ed3d.reduction import reduce_cell
 from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
-from matminer_ed3d.sampling import Reduction, Rng, sample_points, sample_voxels
+from matminer_ed3d.sampling import Reduction, Rng, check_options, sample_points, sample_voxels
 from matminer_ed3d.sources import as_density
 
 __all__ = ["SampleOptions", "make_sample"]
+
+GRID_SPACING = 0.25  # Å, of a structure's density where the sample does not set its grid; finer where the voxels are
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class SampleOptions:
             raise ValueError(f"`kind` must be 'points' or 'voxels', got {self.kind!r}")
         if self.cell not in ("as_given", "reduced"):
             raise ValueError(f"`cell` must be 'as_given' or 'reduced', got {self.cell!r}")
+        check_options(
+            voxel_size=self.voxel_size,
+            voxel_basis=self.voxel_basis,
+            reduction=self.reduction,
+            threshold=self.threshold,
+            max_points=self.max_points,
+            channels=self.channels,
+            multiple_of=self.multiple_of,
+        )
+        if self.max_voxels is not None and self.max_voxels < 1:
+            raise ValueError(f"`max_voxels` must be at least 1, got {self.max_voxels}")
         if self.d_min is None:
             if self.max_voxels is not None or self.standardize:
                 raise ValueError("`max_voxels` and `standardize` go with a resolution; set `d_min`")
@@ -74,11 +89,14 @@ class SampleOptions:
         return asdict(self)
 
 
-def _density(source: Any, d_min: float | None) -> Density:
-    """A structure becomes what the sample needs: exact coefficients to `d_min`, or exact voxel means."""
-    if d_min is None:
-        return as_density(source)
-    return as_density(source, method="band_limited", grid_spacing=0.5 * d_min, d_min=d_min)
+def _density(source: Any, options: SampleOptions) -> Density:
+    """Density of a source; a structure gives what the sample needs: all coefficients to `d_min`, or the means of its very voxels."""
+    if options.d_min is not None:
+        return as_density(source, method="band_limited", grid_spacing=0.5 * options.d_min, d_min=options.d_min)
+    if (options.reduction, options.voxel_basis, options.cell) == ("mean", "lattice", "as_given"):
+        multiple_of = options.multiple_of if options.kind == "voxels" else 1
+        return as_density(source, grid_shape=partial(grids.coarse_grid_shape, voxel_size=options.voxel_size, multiple_of=multiple_of))
+    return as_density(source, grid_spacing=min(GRID_SPACING, options.voxel_size))
 
 
 def make_sample(source: Any, options: SampleOptions, rng: Rng = None) -> Sample:
@@ -110,7 +128,7 @@ def make_sample(source: Any, options: SampleOptions, rng: Rng = None) -> Sample:
         if source.channels != tuple(options.channels):
             raise ValueError(f"expected a sample with the channels {tuple(options.channels)}, got {source.channels}")
         return source
-    density = _density(source, options.d_min)
+    density = _density(source, options)
     if options.d_min is not None:
         return sample_reduced_voxels(
             density,

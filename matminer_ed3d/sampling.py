@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from matminer_ed3d import grids
 from matminer_ed3d.density import Density
 from matminer_ed3d.representations import PointCloud, SparseTensor
 
-__all__ = ["PAPER_CAPS", "point_cap", "sample_points", "sample_voxels"]
+__all__ = ["PAPER_CAPS", "check_options", "point_cap", "sample_points", "sample_voxels"]
 
 PAPER_CAPS = ((100.0, 5_000), (1_000.0, 30_000))
 """(volume in Å³, most points): the paper keeps 5,000 to 30,000 points by cell size without saying how; we go linearly between these."""
@@ -26,23 +27,43 @@ def point_cap(volume: float) -> int:
     return int(np.interp(volume, (low_volume, high_volume), (low, high)))
 
 
-def _check(voxel_size: float, reduction: str, threshold: float, max_points: int | str | None, multiple_of: int = 1) -> None:
+def check_options(
+    *,
+    voxel_size: float,
+    voxel_basis: str = "lattice",
+    reduction: str,
+    threshold: float,
+    max_points: int | str | None,
+    channels: Sequence[str],
+    multiple_of: int = 1,
+) -> None:
+    """Refuse options of :func:`sample_points` and :func:`sample_voxels` that have no meaning.
+
+    Raises
+    ------
+    ValueError
+        Says which option, and what to do.
+    """
     if not (np.isfinite(voxel_size) and voxel_size > 0):
         raise ValueError(f"`voxel_size` must be a positive length in Å, got {voxel_size}")
+    if voxel_basis not in ("lattice", "cartesian"):
+        raise ValueError(f"`voxel_basis` must be 'lattice' or 'cartesian', got {voxel_basis!r}")
     if reduction not in ("random", "mean"):
         raise ValueError(f"`reduction` must be 'random' or 'mean', got {reduction!r}")
     if not np.isfinite(threshold):
         raise ValueError(f"`threshold` must be a density in e/Å³, got {threshold}")
     if not (max_points is None or max_points == "paper" or (isinstance(max_points, int | np.integer) and max_points >= 1)):
         raise ValueError(f"`max_points` must be a count of at least 1, 'paper' or None, got {max_points!r}")
+    if isinstance(channels, str):
+        raise ValueError(f"`channels` must be a tuple of names, got {channels!r}; write ({channels!r},)")
+    if not channels:
+        raise ValueError("`channels` must name at least one channel, got none; take ('total',)")
     if multiple_of < 1:
         raise ValueError(f"`multiple_of` must be at least 1, got {multiple_of}")
 
 
 def _stack(density: Density, channels: tuple[str, ...]) -> Float[np.ndarray, "n_stacked nx ny nz"]:
     """``total``, which decides what is kept, and then the channels asked for."""
-    if not channels:
-        raise ValueError("`channels` must name at least one channel, got none; take ('total',)")
     return np.stack([density.channel(name) for name in ("total", *channels)])
 
 
@@ -172,7 +193,7 @@ def sample_points(
     ValueError
         If an argument is off or no point reaches the threshold.
     """
-    _check(voxel_size, reduction, threshold, max_points)
+    check_options(voxel_size=voxel_size, reduction=reduction, threshold=threshold, max_points=max_points, channels=channels)
     stack = _stack(density, channels)
     coarse_shape = grids.coarse_grid_shape(density.lattice, voxel_size)
     if reduction == "mean":
@@ -236,9 +257,15 @@ def sample_voxels(
     ValueError
         If an argument is off or no voxel reaches the threshold.
     """
-    _check(voxel_size, reduction, threshold, max_points, multiple_of)
-    if voxel_basis not in ("lattice", "cartesian"):
-        raise ValueError(f"`voxel_basis` must be 'lattice' or 'cartesian', got {voxel_basis!r}")
+    check_options(
+        voxel_size=voxel_size,
+        voxel_basis=voxel_basis,
+        reduction=reduction,
+        threshold=threshold,
+        max_points=max_points,
+        channels=channels,
+        multiple_of=multiple_of,
+    )
     stack = _stack(density, channels)
     generator = np.random.default_rng(rng)
     grid_shape: grids.GridShape | None = None

@@ -270,10 +270,12 @@ def density_statistics(
 
     Notes
     -----
-    Mirror images cannot be told apart. Between cells, origins, orientations and grids of one crystal, all that holds the same
-    coefficients, the numbers agree to rounding, because they are evaluated on one grid that the density itself fixes. That grid makes
-    quantiles and volume shares differ from their limit on a fine grid by up to 2e-2 (of the quantile, or of the rms Laplacian), 2e-3
-    in the mean; the moments of the density, the correlation and the spectrum are exact.
+    Mirror images cannot be told apart. Sums over coefficients (moments of the density, correlation, spectrum) are exact. The rest is
+    evaluated on one grid that the density itself fixes, so cells, origins, orientations and grids of one crystal agree: over 150
+    structures of the Materials Project against a moved supercell, to 6e-14 in the median and 2e-4 in the worst number of the worst
+    structure (relative to the number; a quantile of the Laplacian to its rms). A denser grid would change quantiles and volume
+    shares by up to 2e-2, 2e-3 in the mean; that is also how far two cells may differ where their difference, above 1e-3 of the
+    amplitude, keeps the density itself from being reduced to the smaller one.
 
     Examples
     --------

@@ -344,7 +344,7 @@ def train(
     constants = None if options.augmentations else _constants(network, samples, options.batch_size, device)
     n_batches = math.ceil(len(train_part) / options.batch_size)
     n_steps = options.max_epochs * n_batches
-    progress = tqdm(total=options.max_epochs, initial=len(state.history), unit="epoch", disable=not verbose)
+    progress = tqdm(total=n_steps, initial=len(state.history) * n_batches, unit="batch", disable=not verbose)
     with _own_torch_generators(device) as seed_torch, progress:
         while len(state.history) < options.max_epochs and not state.stalled(options.early_stopping):
             epoch, start = len(state.history), time.perf_counter()
@@ -368,6 +368,7 @@ def train(
                 if options.ema_decay:
                     _average(averaged, network, min(options.ema_decay, (1 + step) / (10 + step)))
                 total_loss += batch_loss.item() * len(rows)
+                progress.update()
 
             val_loss = val_score = None
             if len(val_part):
@@ -388,7 +389,6 @@ def train(
             state.add(entry)
             if checkpoint is not None:
                 state.write(checkpoint)
-            progress.update()
             progress.set_postfix({k: v for k, v in entry.items() if k in ("train_loss", "val_loss", "val_score") and v is not None})
             if on_epoch is not None:
                 on_epoch(entry)
@@ -399,10 +399,11 @@ def train(
 
 def _constants(network: nn.Module, samples: Sequence[Sample], batch_size: int, device: torch.device) -> torch.Tensor | None:
     """What a network computes of each sample without any weight (its method ``constants``), made once; None if it has no such method."""
-    if not hasattr(network, "constants"):
+    compute: Callable[..., torch.Tensor] | None = getattr(network, "constants", None)
+    if compute is None:
         return None
     batches = np.array_split(np.arange(len(samples)), math.ceil(len(samples) / batch_size))
-    return torch.cat([network.constants(collate([samples[i] for i in batch]).to(device)) for batch in batches])
+    return torch.cat([compute(collate([samples[i] for i in batch]).to(device)) for batch in batches])
 
 
 def _check_finite(loss: float, part: str, epoch: int, options: TrainingOptions) -> None:

@@ -462,7 +462,9 @@ CHECKED = {"max_epochs": 4, "learning_rate": 5e-3, "batch_size": 16, "validation
 @pytest.mark.usefixtures("as_user")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.DataConversionWarning")
 @parametrize_with_checks(
-    [RowsClassifier(**CHECKED), RowsRegressor(**CHECKED | {"max_epochs": 10})], expected_failed_checks=lambda estimator: EXPECTED, xfail_strict=False
+    [RowsClassifier(**CHECKED), RowsRegressor(**CHECKED | {"max_epochs": 10})],
+    expected_failed_checks=lambda estimator: EXPECTED,
+    xfail_strict=False,
 )
 def test_scikit_learn_checks(estimator: Any, check: Any) -> None:
     if check.keywords.get("readonly_memmap"):

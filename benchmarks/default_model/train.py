@@ -82,7 +82,7 @@ def main() -> None:
         target="space_group_number",
         data={"source": "Materials Project 2025-02-12", "n_samples": len(samples), "labels": "spglib, symprec 0.1"},
         protocol={"cell": "any: reduced from the density", "split": "random 80/10/10, prototype groups held out"},
-        metrics={"validation": classifier.history_[-1]},
+        metrics={"validation": min(classifier.history_, key=lambda entry: entry["val_loss"])},
         citation=CITATION,
         dtype="float16",
     )

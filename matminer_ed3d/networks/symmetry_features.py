@@ -2,9 +2,9 @@
 
 All come from the Fourier coefficients F(h) of low order and none depends on the origin. A rotation W of the lattice belongs to the
 crystal's point group if the triplet invariants T(h, k) = F(h) F(k) F*(h + k) obey T(hW, kW) = T(h, k), and -W does if
-T(hW, kW) = T*(h, k); of the reflections that an operation leaves where they are, those that its screw or glide forbids are absent (International Tables A,
-chapter 1.6: reflection conditions). Residuals are turned into counts of operations that hold at several tolerances, so most numbers
-do not depend on the choice of axes either. Nothing here has a gradient.
+T(hW, kW) = T*(h, k); of the reflections that an operation leaves where they are, those that its screw or glide forbids are absent
+(International Tables A, chapter 1.6: reflection conditions). Residuals are turned into counts of operations that hold at several
+tolerances, so most numbers do not depend on the choice of axes either. Nothing here has a gradient.
 """
 
 from __future__ import annotations

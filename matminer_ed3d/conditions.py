@@ -6,7 +6,7 @@ Everything here runs in worker processes: no torch is imported, and what a row h
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Conditions:
 def add_noise(density: Density, noise: float, rng: np.random.Generator) -> Density:
     """Add white Gaussian noise whose rms is `noise` times the rms of ``rho - mean`` to the total density."""
     rho = density.channels["total"]
-    return Density(density.lattice, {"total": rho + noise * rho.std() * rng.normal(size=rho.shape)}, density.structure)
+    return replace(density, channels={"total": rho + noise * rho.std() * rng.normal(size=rho.shape)})
 
 
 def shown_source(structure: Any, conditions: Conditions, rng: np.random.Generator) -> Any:

@@ -35,6 +35,9 @@ class Density(MSONable):
         derived from ``total`` and ``diff``.
     structure : pymatgen Structure, optional
         The atoms, where the source gave them. Carried along, never needed.
+    is_voxel_mean : bool
+        True if a value is the mean over the voxel around its point, as :meth:`from_structure` makes it by default, not the value
+        at the point. Whoever needs Fourier coefficients has to know: the mean over oblique voxels hides some of the symmetry.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class Density(MSONable):
     lattice: Float[np.ndarray, "3 3"]
     channels: dict[str, np.ndarray]
     structure: Any = None
+    is_voxel_mean: bool = False
 
     def __post_init__(self) -> None:
         # Lists and integers are welcome; frozen, so set through object.
@@ -86,6 +90,7 @@ class Density(MSONable):
             "lattice": array(self.lattice),
             "channels": {name: array(values) for name, values in self.channels.items()},
             "structure": None if self.structure is None else self.structure.as_dict(),
+            "is_voxel_mean": self.is_voxel_mean,
         }
 
     @property
@@ -125,6 +130,12 @@ class Density(MSONable):
         """Integral of a channel over the cell: mean times volume, in electrons."""
         return float(self.channel(channel).mean() * self.volume)
 
+    def point_values(self) -> Density:
+        """Undo the mean over voxels; a density of point values comes back as it is. The number of electrons stays."""
+        if not self.is_voxel_mean:
+            return self
+        return replace(self, channels={k: grids.points_of_voxel_means(v) for k, v in self.channels.items()}, is_voxel_mean=False)
+
     def resample(self, grid_shape: tuple[int, int, int], method: Literal["fourier", "mean"] = "fourier") -> Density:
         """Put the density on another grid of the same cell; the number of electrons stays, to rounding.
 
@@ -133,7 +144,7 @@ class Density(MSONable):
         grid_shape : (int, int, int)
             Points along a, b, c; each at least 1.
         method : {"fourier", "mean"}
-            Trigonometric interpolation, or the mean over the voxel around each new point.
+            Trigonometric interpolation of the point values, or the mean over the voxel around each new point.
 
         Raises
         ------
@@ -145,7 +156,11 @@ class Density(MSONable):
         methods = {"fourier": grids.fourier_resample, "mean": grids.mean_resample}
         if method not in methods:
             raise ValueError(f"`method` must be one of {sorted(methods)}, got {method!r}")
-        return replace(self, channels={k: methods[method](v, grid_shape) for k, v in self.channels.items()})
+        if tuple(grid_shape) == self.grid_shape:
+            return self
+        source = self.point_values() if method == "fourier" else self
+        channels = {k: methods[method](v, grid_shape) for k, v in source.channels.items()}
+        return replace(self, channels=channels, is_voxel_mean=method == "mean")
 
     def shift_origin(self, frac_shift: Any) -> Density:
         """Move the origin to `frac_shift` (fractional): rho_new(x) = rho(x + frac_shift); atoms move by -frac_shift."""
@@ -182,8 +197,11 @@ class Density(MSONable):
         structure = self.structure
         if structure is not None:
             structure = structure.make_supercell(matrix, to_unit_cell=True, in_place=False)
-        channels = {k: grids.change_basis(v, matrix, shape) for k, v in self.channels.items()}
-        return Density(lattice=matrix @ self.lattice, channels=channels, structure=structure)
+        # A voxel stays a voxel where axes are only renamed, turned round or repeated.
+        same_voxels = (np.count_nonzero(matrix, axis=1) == 1).all() and tuple(np.abs(matrix) @ self.grid_shape) == tuple(shape)
+        source = self if same_voxels else self.point_values()
+        channels = {k: grids.change_basis(v, matrix, shape) for k, v in source.channels.items()}
+        return Density(lattice=matrix @ self.lattice, channels=channels, structure=structure, is_voxel_mean=source.is_voxel_mean)
 
     # The three doors below are conveniences: the work is done in `sources` and `promolecule`, which know files and atoms.
 

@@ -23,6 +23,7 @@ __all__ = [
     "from_coefficients",
     "matching_grid_shape",
     "mean_resample",
+    "points_of_voxel_means",
     "reflections",
     "shift_origin",
 ]
@@ -125,6 +126,18 @@ def mean_resample(rho: Float[np.ndarray, "nx ny nz"], grid_shape: GridShape) -> 
         if old != new:
             rho = np.moveaxis(np.tensordot(_overlap(old, new), rho, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(rho)
+
+
+def points_of_voxel_means(rho: Float[np.ndarray, "nx ny nz"]) -> Float[np.ndarray, "nx ny nz"]:
+    """Values at the points of a function whose means over the voxels around them are given; the mean never changes.
+
+    A mean over a voxel multiplies F(h) by the product of sinc(h_i / n_i), which is undone here; what a grid cannot hold (folded-back
+    terms of sharp atoms) stays, and may swing below zero beside a heavy nucleus.
+    """
+    spectrum = scipy.fft.fftn(rho, norm="forward")
+    for axis, n in enumerate(rho.shape):
+        spectrum /= np.sinc(np.fft.fftfreq(n)).reshape([-1 if a == axis else 1 for a in range(3)])
+    return scipy.fft.ifftn(spectrum, norm="forward").real
 
 
 def shift_origin(rho: Float[np.ndarray, "nx ny nz"], frac_shift: Float[np.ndarray, "3"]) -> Float[np.ndarray, "nx ny nz"]:

@@ -372,4 +372,4 @@ def density_from_structure(
     elif d_min is not None:
         raise ValueError(f"`d_min` goes with method='band_limited', got method={method!r}")
     rho = density_from_atoms(atoms, grid_shape, method, d_min)
-    return Density(lattice=atoms.lattice, channels={"total": rho}, structure=structure)
+    return Density(lattice=atoms.lattice, channels={"total": rho}, structure=structure, is_voxel_mean=method == "mean")

@@ -251,7 +251,10 @@ def band_limited_coefficients(
             "a finer grid may change the answer",
             stacklevel=2,
         )
-    return grids.band_limit(density.channel(channel), density.lattice, d_min)
+    h, coefficients = grids.band_limit(density.channel(channel), density.lattice, d_min)
+    if density.is_voxel_mean:
+        coefficients = coefficients / np.sinc(h / np.array(density.grid_shape)).prod(axis=1)
+    return h, coefficients
 
 
 def reduce_cell(density: Density, tolerance: float = 1e-4, d_min: float | None = None) -> Density:

@@ -171,6 +171,49 @@ def test_a_change_of_basis_conserves_electrons_per_volume(matrix: list[list[int]
         assert changed.n_electrons(name) == pytest.approx(n_cells * density.n_electrons(name), rel=1e-12)
 
 
+# Means over voxels and values at points
+
+
+def test_a_density_knows_whether_it_is_a_mean(nacl: Structure) -> None:
+    made = {method: Density.from_structure(nacl, method=method).is_voxel_mean for method in ("mean", "point", "band_limited")}
+    assert made == {"mean": True, "point": False, "band_limited": False}
+    assert not random_density().is_voxel_mean
+    assert random_density().resample((3, 3, 3), method="mean").is_voxel_mean
+    assert not random_density().resample((3, 3, 3)).is_voxel_mean
+
+
+def test_the_points_of_a_mean_are_those_of_the_atoms(quartz: Structure) -> None:
+    # Atoms that move so much that the grid holds all of them.
+    mean, point = (Density.from_structure(quartz, method=method, b_iso=12.0) for method in ("mean", "point"))
+    recovered = mean.point_values()
+    assert not recovered.is_voxel_mean
+    assert recovered.n_electrons() == pytest.approx(mean.n_electrons(), rel=1e-12)
+    scale = point.channel("total").max()
+    np.testing.assert_allclose(recovered.channel("total"), point.channel("total"), atol=2e-4 * scale)
+    assert np.abs(mean.channel("total") - point.channel("total")).max() > 2e-2 * scale
+    assert recovered.point_values() is recovered
+
+
+def test_means_stay_means_where_voxels_stay_voxels(quartz: Structure) -> None:
+    mean = Density.from_structure(quartz)
+    assert mean.shift_origin([0.5, 0, 0]).is_voxel_mean
+    turned = mean.change_basis([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    assert turned.is_voxel_mean
+    assert sorted(turned.channel("total").ravel()) == sorted(mean.channel("total").ravel())
+    doubled = mean.change_basis(np.diag([1, 2, 1]))
+    assert doubled.is_voxel_mean
+    np.testing.assert_array_equal(doubled.channel("total"), np.tile(mean.channel("total"), (1, 2, 1)))
+    skewed = mean.change_basis([[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+    for changed in (skewed, mean.resample((30, 30, 30)), mean.change_basis(np.eye(3), (30, 30, 30))):
+        assert not changed.is_voxel_mean
+        assert changed.n_electrons() == pytest.approx(mean.n_electrons(), rel=1e-9)
+
+
+def test_the_same_grid_is_no_work() -> None:
+    density = random_density()
+    assert density.resample(SHAPE) is density
+
+
 # The structure goes with the density
 
 
@@ -186,9 +229,7 @@ def test_atoms_stay_on_their_density_when_the_origin_moves(crystals: dict[str, S
 
 @pytest.mark.parametrize("matrix", [*UNIMODULAR, [[2, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 1, 0], [-1, 1, 0], [0, 0, 1]]])
 @pytest.mark.parametrize("system", ["monoclinic", "trigonal"])
-def test_atoms_stay_on_their_density_when_the_basis_changes(
-    crystals: dict[str, Structure], system: str, matrix: list[list[int]]
-) -> None:
+def test_atoms_stay_on_their_density_when_the_basis_changes(crystals: dict[str, Structure], system: str, matrix: list[list[int]]) -> None:
     density = Density.from_structure(crystals[system], method="band_limited", grid_spacing=0.2, d_min=0.8)
     changed = density.change_basis(matrix)
     n_cells = abs(round(np.linalg.det(matrix)))
@@ -198,12 +239,25 @@ def test_atoms_stay_on_their_density_when_the_basis_changes(
 
 
 def test_there_and_back_is_the_same_density(nacl: Structure) -> None:
-    density = Density.from_structure(nacl, grid_shape=(16, 16, 16))
+    density = Density.from_structure(nacl, grid_shape=(16, 16, 16), method="point")
     matrix = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
     back = density.change_basis(matrix).change_basis(np.round(np.linalg.inv(matrix)).astype(int), (16, 16, 16))
     np.testing.assert_allclose(back.lattice, density.lattice, atol=1e-12)
-    np.testing.assert_allclose(back.channel("total"), density.channel("total"), atol=1e-10)
+    np.testing.assert_allclose(back.channel("total"), density.point_values().channel("total"), atol=1e-10)
     assert density.structure.matches(back.structure)
+
+
+def test_voxel_means_and_point_values_hold_the_same_electrons_and_symmetry(nacl: Structure) -> None:
+    primitive = nacl.get_primitive_structure()
+    means = Density.from_structure(primitive)
+    points = means.point_values()
+    assert means.is_voxel_mean
+    assert not points.is_voxel_mean
+    assert points.n_electrons() == pytest.approx(means.n_electrons(), rel=1e-12)
+    # (1, 0, 0) and (1, 1, 1) of the primitive cell are equal by symmetry; the mean over its oblique voxels hides that
+    ratio = [abs(f[1, 0, 0]) / abs(f[1, 1, 1]) for f in (np.fft.fftn(d.channel("total")) for d in (means, points))]
+    assert abs(ratio[0] - 1) > 0.01
+    assert abs(ratio[1] - 1) < 0.001
 
 
 def test_resampling_keeps_the_structure(nacl: Structure) -> None:
@@ -221,12 +275,13 @@ def assert_same(left: Density, right: Density) -> None:
         np.testing.assert_array_equal(values, right.channels[name])
         assert right.channels[name].dtype == np.float64
     assert left.structure == right.structure
+    assert left.is_voxel_mean is right.is_voxel_mean
 
 
 @pytest.fixture
 def spin_density(nacl: Structure) -> Density:
     total = Density.from_structure(nacl, grid_shape=(4, 5, 6)).channel("total")
-    return Density(lattice=nacl.lattice.matrix, channels={"total": total, "diff": 0.1 * total}, structure=nacl)
+    return Density(lattice=nacl.lattice.matrix, channels={"total": total, "diff": 0.1 * total}, structure=nacl, is_voxel_mean=True)
 
 
 def test_pickle(spin_density: Density) -> None:

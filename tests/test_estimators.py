@@ -107,7 +107,7 @@ def test_overfits_eight_structures(model: Any, eight: tuple[list[Structure], lis
 def test_a_regressor_overfits_eight_structures(eight: tuple[list[Structure], list[str]]) -> None:
     structures, _ = eight
     volumes = [structure.volume / len(structure) for structure in structures]
-    model = SparseCNNRegressor(voxel_size=0.8, max_epochs=40, learning_rate=1e-2, validation_fraction=0.0, random_state=0, device="cpu")
+    model = SparseCNNRegressor(voxel_size=0.8, max_epochs=80, learning_rate=1e-2, validation_fraction=0.0, random_state=0, device="cpu")
     assert model.fit(structures, volumes).score(structures, volumes) > 0.9
 
 

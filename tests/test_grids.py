@@ -164,6 +164,16 @@ def test_mean_resample_never_leaves_the_range() -> None:
     assert coarse.max() <= rho.max()
 
 
+@pytest.mark.parametrize("shape", [(6, 7, 9), (5, 8, 6)])
+def test_points_are_recovered_from_means_over_voxels(shape: Shape) -> None:
+    h, f = smooth_waves()
+    over_a_voxel = f * np.sinc(h / np.array(shape)).prod(axis=1)
+    means, points = (grids.from_coefficients(h, c, shape) for c in (over_a_voxel, f))
+    np.testing.assert_allclose(grids.points_of_voxel_means(means), points, atol=1e-13)
+    rho = random_values(shape)
+    assert grids.points_of_voxel_means(rho).mean() == pytest.approx(rho.mean(), abs=1e-14)
+
+
 # Origin
 
 

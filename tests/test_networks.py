@@ -50,7 +50,7 @@ def with_random_norms(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2)
-        if isinstance(module, nn.BatchNorm1d | SampleGroupNorm):
+        if isinstance(module, nn.BatchNorm1d | SampleGroupNorm) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
     return network.eval()

@@ -21,7 +21,7 @@ CELLS = {
     "triclinic": (4.0, 3.6, 5.2, 75, 103, 112),
     "skewed": (4.0, 5.6, 6.2, 35, 48, 40),
 }
-U_CIF = dict(zip(("U11_cif", "U22_cif", "U33_cif", "U23_cif", "U13_cif", "U12_cif"), (0.012, 0.02, 0.03, 0.004, -0.006, 0.008), strict=True))
+U_CIF = {"U11_cif": 0.012, "U22_cif": 0.02, "U33_cif": 0.03, "U23_cif": 0.004, "U13_cif": -0.006, "U12_cif": 0.008}
 
 
 def structure_in(cell: str, species: tuple = ("Fe", "O"), **site_properties: list) -> Structure:
@@ -203,7 +203,8 @@ def test_the_voxel_mean_is_never_much_below_zero(crystals: dict[str, Structure])
 @pytest.mark.parametrize("method", ["mean", "point", "band_limited"])
 def test_the_order_of_sites_and_whole_lattice_vectors_change_nothing(method: str) -> None:
     structure = structure_in("triclinic", ("Fe", "O"))
-    moved = Structure(structure.lattice, ["O", "Fe"], [structure[1].frac_coords + [3, 0, -1], structure[0].frac_coords - [0, 2, 0]])
+    coords = structure.frac_coords[[1, 0]] + np.array([[3, 0, -1], [0, -2, 0]])
+    moved = Structure(structure.lattice, ["O", "Fe"], coords)
     left, right = (density_from_structure(s, method=method, grid_spacing=0.4).channel("total") for s in (structure, moved))  # type: ignore[arg-type]
     np.testing.assert_allclose(left, right, atol=1e-10 * left.max())
 
@@ -399,7 +400,7 @@ def test_a_lattice_without_volume_is_refused() -> None:
 
 @pytest.mark.parametrize("displacement", [{"b_iso": [-1.0]}, {"u_iso": [np.nan]}, {**{k: [v] for k, v in U_CIF.items()}, "U12_cif": [0.5]}])
 def test_a_displacement_that_is_none_is_refused(displacement: dict[str, list]) -> None:
-    with pytest.raises(ValueError, match="displacement of site Fe1? must be finite and positive"):
+    with pytest.raises(ValueError, match=r"displacement of site Fe1? must be finite and positive"):
         density_from_structure(structure_in("triclinic", ("Fe",), **displacement))
 
 
@@ -412,7 +413,7 @@ def test_a_displacement_that_is_none_is_refused(displacement: dict[str, list]) -
         ({"b_iso": -0.1}, "`b_iso` must be a B in Å² of at least 0, got -0.1"),
         ({"b_iso": np.nan}, "`b_iso` must be a B"),
         ({"d_min": 1.0}, "`d_min` goes with method='band_limited'"),
-        ({"method": "band_limited", "d_min": 0.4}, r"`d_min` must be at least twice the grid spacing, 0\.5\d* Å, got 0.4; use a finer grid"),
+        ({"method": "band_limited", "d_min": 0.4}, r"`d_min` must be at least twice .* 0\.5\d* Å, got 0.4; use a finer grid"),
         ({"method": "band_limited", "d_min": np.nan}, "`d_min` must be at least"),
     ],
 )
@@ -424,7 +425,7 @@ def test_a_bad_option_is_refused(options: dict, message: str) -> None:
 @pytest.mark.usefixtures("as_user")
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"method": "average"}, "`method` must be 'mean', 'point' or 'band_limited', got 'average'"), ({"grid_shape": (4, 4)}, "three counts")],
+    [({"method": "average"}, "`method` must be 'mean', 'point' or 'band_limited', got 'avera"), ({"grid_shape": (4, 4)}, "three counts")],
 )
 def test_a_bad_type_of_option_is_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

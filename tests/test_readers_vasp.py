@@ -97,7 +97,7 @@ def test_pymatgen_reads_the_same(tmp_path, n_sets):
     path.write_text(chgcar_text(n_sets))
     ours, theirs = read(path), Chgcar.from_file(path)
     for name, rho in ours.channels.items():
-        np.testing.assert_array_equal(rho, theirs.data[name] / ours.volume)
+        np.testing.assert_allclose(rho, theirs.data[name] / ours.volume, rtol=1e-14)
     assert ours.structure.matches(theirs.structure)
     np.testing.assert_allclose(ours.structure.frac_coords, theirs.structure.frac_coords, atol=1e-12)
 
@@ -108,7 +108,7 @@ def test_real_files_read_as_by_pymatgen(name, n_electrons, shape):
 
     ours, theirs = read(DATA / name), Chgcar.from_file(DATA / name)
     assert ours.grid_shape == shape
-    np.testing.assert_array_equal(ours.channels["total"], theirs.data["total"] / ours.volume)
+    np.testing.assert_allclose(ours.channels["total"], theirs.data["total"] / ours.volume, rtol=1e-14)
     if n_electrons is not None:
         assert ours.n_electrons() == pytest.approx(n_electrons, rel=1e-6)
 

@@ -428,7 +428,7 @@ def test_other_types_are_refused_with_what_would_do(source, error, reason):
 
 def test_a_structure_without_a_density_is_called_by_its_name(nacl):
     nacl.remove_sites(range(len(nacl)))
-    with pytest.raises(ValueError, match=r"row 7: .*at least one site"):
+    with pytest.raises(ValueError, match=r"row 7: .*at least one atom"):
         as_density(nacl, name="row 7")
 
 

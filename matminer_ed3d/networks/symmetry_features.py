@@ -32,6 +32,7 @@ LOW_REACH = 2
 PRESENT = 0.03  # of the mean amplitude
 SOFTNESS = 0.35  # width of a soft limit in the logarithm
 TINY = 1e-6
+ROUNDING = 3e-6  # of a standardized density: what single precision cannot tell from an absent reflection
 
 
 @cache
@@ -183,7 +184,10 @@ def _symmetry_of_density(coefficients: Tensor, lattices: Tensor, longest_edge: T
     there, inside = _gather(amplitude, sample, image)
     of_amplitudes = _residual((there - here[sample]).abs(), there + here[sample], inside)
 
-    strong = base.gather(1, here.topk(N_STRONGEST, dim=1)[1][..., None].expand(-1, -1, 3))
+    # Symmetry makes equal amplitudes, and rounding errors must not decide between them: steps of 0.2 %, then the order of the table.
+    steps = (here.clamp(min=1e-12).log() * 500).round()
+    strongest = steps.sort(dim=1, descending=True, stable=True)[1][:, :N_STRONGEST]
+    strong = base.gather(1, strongest[..., None].expand(-1, -1, 3))
     first, second = torch.triu_indices(N_STRONGEST, N_STRONGEST, device=device)
     h = torch.cat([strong[:, first], strong[:, first]], 1)
     k = torch.cat([strong[:, second], -strong[:, second]], 1)
@@ -237,6 +241,7 @@ def symmetry_features(batch: VoxelBatch) -> Float[Tensor, "n_samples n_features"
         lattices = batch.voxel_bases * batch.grid_shapes[:, :, None]
         longest_edge = batch.voxel_bases.norm(dim=2).amax(1)
         coefficients = low_order_coefficients(batch.feats[:, 0].float(), batch.coords, batch.grid_shapes)
+        coefficients = torch.where(coefficients.abs() > ROUNDING, coefficients, 0)
         return torch.cat([_lattice_shape(lattices), *_symmetry_of_density(coefficients, lattices, longest_edge)], 1).float()
 
 

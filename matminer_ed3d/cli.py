@@ -17,6 +17,10 @@ __all__ = ["main"]
 TARGETS = ("space_group", "extinction_group", "crystal_system")
 PROTOCOLS = ("conventional", "primitive", "blind")
 SPLITS = ("unseen", "test", "prototype_test", "all")
+# What a command can raise for its inputs: one line, not a traceback. The last names are of what a machine or a fit can run out of.
+COMMAND_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, ImportError, ArithmeticError, RuntimeError, MemoryError)
+STATISTICS_REFUSE = ("voxel_size", "voxel_basis", "reduction", "threshold", "max_points", "seed")  # options of `featurize`
+SPEAKING = (OSError, ValueError, TypeError, ImportError)  # their messages need no name of the error before them
 
 
 class _Complaints:
@@ -51,19 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     featurize.add_argument("inputs", nargs="+", metavar="FILE_OR_PARQUET", help="files as for predict, or parquet tables of structures")
     featurize.add_argument("--featurizer", choices=("points", "voxels", "statistics"), default="statistics", help="default: %(default)s")
     featurize.add_argument("--out", required=True, type=Path, help=".csv or .parquet for statistics, .npz for points and voxels")
-    featurize.add_argument(
-        "--channels", default="total", metavar="A,B", help="points and voxels: total, diff, up, down (default: %(default)s)"
-    )
-    featurize.add_argument("--voxel-size", type=float, default=0.25, metavar="A", help="points and voxels, in Å (default: %(default)s)")
-    featurize.add_argument("--voxel-basis", choices=("lattice", "cartesian"), default="lattice", help="voxels (default: %(default)s)")
+    featurize.add_argument("--channels", default="total", metavar="A,B", help="of total, diff, up, down (default: %(default)s)")
+    featurize.add_argument("--voxel-size", type=float, metavar="A", help="points and voxels, in Å (default: 0.25)")
+    featurize.add_argument("--voxel-basis", choices=("lattice", "cartesian"), help="voxels only (default: lattice)")
     featurize.add_argument(
         "--reduction", choices=("random", "mean"), help="one grid point of a voxel, or its mean (points: random; voxels: mean)"
     )
+    featurize.add_argument("--threshold", type=float, metavar="RHO", help="points and voxels: leave out what is below, e/Å³ (default: 0)")
     featurize.add_argument(
-        "--threshold", type=float, default=0.0, metavar="RHO", help="leave out what is below, e/Å³ (default: %(default)s)"
+        "--max-points", type=_max_points, metavar="N", help="points and voxels: keep the densest N of a sample; 'paper' is by cell size"
     )
-    featurize.add_argument("--max-points", type=_max_points, metavar="N", help="keep the densest N of a sample; 'paper' is by cell size")
-    featurize.add_argument("--seed", type=int, default=0, help="of random points (default: %(default)s)")
+    featurize.add_argument("--seed", type=int, help="points and voxels: of random points (default: 0)")
     featurize.set_defaults(run=_featurize)
 
     train = commands.add_parser("train", help="train a model on a table of structures")
@@ -71,11 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--target", required=True, help=f"{', '.join(TARGETS)}, or a column of numbers")
     train.add_argument("--model-out", required=True, type=Path, metavar="PATH", help="the weights, .safetensors")
     train.add_argument("--family", choices=("sparse_cnn", "pointnet"), default="sparse_cnn", help="default: %(default)s")
-    train.add_argument("--architecture", default="small", help="small, paper, or what the family has (default: %(default)s)")
+    train.add_argument(
+        "--architecture", default="small", help="small, paper or crystal, which brings the shipped model's samples (default: %(default)s)"
+    )
     train.add_argument("--channels", default="total", metavar="A,B", help="default: %(default)s")
     train.add_argument("--voxel-size", type=float, metavar="A", help="in Å (default: that of the estimator)")
-    train.add_argument("--cell", choices=("as_given", "reduced"), default="as_given", help="default: %(default)s")
-    train.add_argument("--d-min", type=float, metavar="A", help="resolution of the samples, in Å (with --cell reduced)")
+    train.add_argument("--voxel-basis", choices=("lattice", "cartesian"), help="sparse_cnn (default: that of the estimator)")
+    train.add_argument("--reduction", choices=("random", "mean"), help="one grid point of a voxel, or its mean")
+    train.add_argument("--threshold", type=float, metavar="RHO", help="leave out what is below, e/Å³")
+    train.add_argument("--cell", choices=("as_given", "reduced"), help="default: as_given; crystal: reduced")
+    train.add_argument("--d-min", type=float, metavar="A", help="sparse_cnn: resolution of the samples, in Å (with --cell reduced)")
+    train.add_argument("--standardize", action=argparse.BooleanOptionalAction, help="sparse_cnn: (rho - mean) / rms (with --d-min)")
+    train.add_argument("--max-voxels", type=_positive, metavar="N", help="sparse_cnn: enlarge the voxels of large cells (with --d-min)")
+    train.add_argument("--multiple-of", type=_positive, metavar="N", help="sparse_cnn: counts of voxels along a, b, c")
     train.add_argument("--max-points", type=_max_points, metavar="N", help="cap of a sample")
     train.add_argument("--symprec", type=float, choices=(0.1, 0.01), default=0.1, help="of the labels, in Å (default: %(default)s)")
     train.add_argument("--split", choices=("train", "all"), default="train", help="train: keep the test rows out (default: %(default)s)")
@@ -83,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=_positive, default=30, help="default: %(default)s")
     train.add_argument("--batch-size", type=_positive, default=32, help="default: %(default)s")
     train.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
+    train.add_argument("--weight-decay", type=float, metavar="F", help="of AdamW (default: that of the estimator)")
+    train.add_argument("--ema-decay", type=float, metavar="F", help="average the weights (default: no average)")
     train.add_argument("--augment", default="", metavar="A,B", help="augmentations, by name")
     train.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
     train.add_argument("--device", default="auto", help="default: %(default)s")
@@ -130,13 +142,14 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _predict(options: argparse.Namespace) -> int:
     from matminer_ed3d import prediction
+    from matminer_ed3d.conditions import ROW_ERRORS
 
     model = prediction.load_model(options.model)
     complain = _Complaints()
     for path in options.files:
         try:
             answer = prediction.predict_file(path, model, options.top)
-        except prediction.FILE_ERRORS as error:
+        except ROW_ERRORS as error:
             complain(path, error)
             continue
         print(json.dumps(answer, ensure_ascii=False) if options.json else _readable(answer), flush=True)
@@ -165,25 +178,30 @@ def _shortened(symbol: str, width: int = 26) -> str:
 def _featurize(options: argparse.Namespace) -> int:
     from matminer_ed3d import table_features
 
+    meaningless = {"points": ("voxel_basis",), "voxels": (), "statistics": STATISTICS_REFUSE}[options.featurizer]
+    given = [f"--{name.replace('_', '-')}" for name in meaningless if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"--featurizer {options.featurizer} does not take {', '.join(given)}; leave it out or choose another featurizer")
     complain = _Complaints()
     sources = table_features.named_sources(options.inputs, complain)
     if options.featurizer == "statistics":
         from matminer_ed3d.featurizers import DensityStatistics
 
-        n = table_features.save_statistics(sources, DensityStatistics(), options.out, complain)
+        featurizer = DensityStatistics(channels=_names(options.channels))
+        n = table_features.save_statistics(sources, featurizer, options.out, complain)
     else:
         from matminer_ed3d.samples import SampleOptions
 
         description = SampleOptions(
             kind=options.featurizer,
             channels=_names(options.channels),
-            voxel_size=options.voxel_size,
-            voxel_basis=options.voxel_basis,
+            voxel_size=0.25 if options.voxel_size is None else options.voxel_size,
+            voxel_basis=options.voxel_basis or "lattice",
             reduction=options.reduction or ("random" if options.featurizer == "points" else "mean"),
-            threshold=options.threshold,
+            threshold=options.threshold or 0.0,
             max_points=options.max_points,
         )
-        n = table_features.save_samples(sources, description, options.out, complain, options.seed)
+        n = table_features.save_samples(sources, description, options.out, complain, options.seed or 0)
     print(f"{n} of {options.featurizer} written to {options.out}")
     return complain.status
 
@@ -191,19 +209,23 @@ def _featurize(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from matminer_ed3d import table_training
 
-    rows = table_training.training_rows(
-        options.structures, options.target, symprec=options.symprec, split=options.split, limit=options.limit, seed=options.seed
-    )
-    print(f"{len(rows.ids)} structures to train on", file=sys.stderr)
     estimator = table_training.build_estimator(
         options.family,
         regression=options.target not in TARGETS,
         architecture=options.architecture,
         channels=_names(options.channels),
         voxel_size=options.voxel_size,
+        voxel_basis=options.voxel_basis,
+        reduction=options.reduction,
+        threshold=options.threshold,
         cell=options.cell,
         d_min=options.d_min,
+        standardize=options.standardize,
+        max_voxels=options.max_voxels,
+        multiple_of=options.multiple_of,
         max_points=options.max_points,
+        weight_decay=options.weight_decay,
+        ema_decay=options.ema_decay,
         max_epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -215,8 +237,17 @@ def _train(options: argparse.Namespace) -> int:
         random_state=options.seed,
         verbose=1,
     )
+    rows = table_training.training_rows(
+        options.structures, options.target, symprec=options.symprec, split=options.split, limit=options.limit, seed=options.seed
+    )
+    print(f"{len(rows.ids)} structures to train on", file=sys.stderr)
     data = {"table": Path(options.structures).name, "n_rows": len(rows.ids), "split": options.split, "symprec": options.symprec}
-    table_training.train_on_table(estimator, rows, options.target, options.model_out, data=data, protocol="primitive")
+    protocol = {
+        "cell": f"as the table gives it, sampled with cell={estimator.cell!r}",
+        "split": "train and validation sides of assign_split" if options.split == "train" else "every row of the table",
+        "validation": f"a random share of {estimator.validation_fraction:g} of these rows chose the epoch; no row was scored for a test",
+    }
+    table_training.train_on_table(estimator, rows, options.target, options.model_out, data=data, protocol=protocol)
     print(f"weights written to {options.model_out}")
     return 0
 
@@ -260,11 +291,12 @@ def _summary(result: dict[str, Any]) -> str:
         lines.append("what the model was trained on is not known: there is no list of training ids beside its weights")
     elif result["n_seen_in_training"]:
         lines.append(f"{result['n_seen_in_training']} rows that the model has seen in training were {result['seen_rows']}")
+    counting = {"top-1 with the failed as wrong": "top1_counting_failures"} if result["n_failed"] else {}
     for target in TARGETS:
         scored = result.get(target)
         if not scored:
             continue
-        figures = {"top-1": "top1", "top-3": "top3", "macro-F1": "macro_f1", "ECE": "ece"}
+        figures = {"top-1": "top1", **counting, "top-3": "top3", "macro-F1": "macro_f1", "ECE": "ece"}
         lines.append(f"{target:<17} " + "  ".join(f"{title} {scored[key]:.4f}" for title, key in figures.items()))
         for name, control in (scored["controls"] or {}).items():
             lines.append(f"  {name:<15} top-1 {control['top1']:.4f}                macro-F1 {control['macro_f1']:.4f}")
@@ -281,9 +313,22 @@ def _models(options: argparse.Namespace) -> int:
     for name, header in headers.items():
         target = header["target"] or "a number"
         print(f"{name}: {header['estimator']}, {header['params'].get('architecture')}, {target}, {len(header['classes'] or ())} classes")
+        for key, title in (("data", "trained on"), ("protocol", "protocol"), ("metrics", "metrics")):
+            print(f"  {title + ':':<12}{_one_line(header.get(key))}")
     if not headers:
         print("no model is shipped with this version")
     return 0
+
+
+def _one_line(value: Any) -> str:
+    """Lay out a value of a header, JSON, in one line for a person."""
+    if value is None:
+        return "not recorded"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {{{_one_line(v)}}}" if isinstance(v, dict) else f"{key} {_one_line(v)}" for key, v in value.items())
+    if isinstance(value, list):
+        return " ".join(map(_one_line, value))
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,8 +350,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("SPGLIB_WARNING", "OFF")
     try:
         return int(options.run(options))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"ed3d: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+    except COMMAND_ERRORS as error:
+        message = " ".join([str(error), *getattr(error, "__notes__", ())]).split()
+        name = [] if isinstance(error, SPEAKING) and message else [type(error).__name__ + ":" * bool(message)]
+        print("ed3d:", *name, *message, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ed3d: stopped", file=sys.stderr)

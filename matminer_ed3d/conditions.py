@@ -30,8 +30,9 @@ __all__ = [
 
 GRID_SPACING = 0.25  # Å, of the grid that noise lies on
 PRE_DISPATCH = 256  # rows that may wait for a worker: bounds the memory
-# What one bad row can raise: wrong values, an atom without form factor, no convergence, a cell too large for the memory.
-ROW_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+# What one bad row or file can raise: it cannot be read or ends early, wrong values, an atom without form factor, no convergence, a
+# cell too large for the memory.
+ROW_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,9 @@ class Density(MSONable):
 
     def __post_init__(self) -> None:
         # Lists and integers are welcome; frozen, so set through object.
+        for name, values in self.channels.items():
+            if np.iscomplexobj(values):
+                raise ValueError(f"channel {name!r} must be real, got complex numbers; take the real part, or its Fourier transform first")
         object.__setattr__(self, "lattice", np.asarray(self.lattice, dtype=float))
         object.__setattr__(self, "channels", {k: np.asarray(v, dtype=float) for k, v in self.channels.items()})
         if self.lattice.shape != (3, 3):
@@ -187,12 +190,15 @@ class Density(MSONable):
         Raises
         ------
         ValueError
-            If `basis_change` is not an integer (3, 3) matrix with a non-zero determinant.
+            If `basis_change` is not an integer (3, 3) matrix with a non-zero determinant, or an entry of `grid_shape` is smaller
+            than 1.
         """
         matrix = np.asarray(basis_change)
         if matrix.shape != (3, 3) or not np.array_equal(matrix, np.round(matrix)) or round(float(np.linalg.det(matrix))) == 0:
             raise ValueError(f"`basis_change` must be an integer (3, 3) matrix with a non-zero determinant, got {matrix.tolist()}")
         matrix = np.round(matrix).astype(np.int64)
+        if grid_shape is not None and (len(grid_shape) != 3 or min(grid_shape) < 1):
+            raise ValueError(f"`grid_shape` must be three counts of at least 1, got {grid_shape}")
         shape = grid_shape or grids.matching_grid_shape(self.lattice, self.grid_shape, matrix)
         structure = self.structure
         if structure is not None:

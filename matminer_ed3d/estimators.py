@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from matminer_ed3d import checkpoints
+from matminer_ed3d import checkpoints, grids
 from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 from matminer_ed3d.sources import as_density, as_list
@@ -33,15 +33,18 @@ if TYPE_CHECKING:
 
 __all__ = ["PointNetClassifier", "PointNetRegressor", "SparseCNNClassifier", "SparseCNNRegressor"]
 
-# `voxel_size` and `max_points` of "auto". The paper's architecture takes the paper's values. The others take voxels of 0.5 Å, which make
-# an eighth of the points: a batch of 32 cells then has some 30,000 of them, which two CPU cores train on in about a second. A cap keeps
-# the densest points only, so it lies where it rarely bites (4,096 points of 0.5 Å fill 512 Å³), and voxels have none.
+# What "auto" is. The paper's architecture takes the paper's sampling. The others take voxels of 0.5 Å, which make an eighth of the
+# points: a batch of 32 cells then has some 30,000 of them, which two CPU cores train on in about a second. A cap keeps the densest
+# points only, so it lies where it rarely bites (4,096 points of 0.5 Å fill 512 Å³), and voxels have none.
 AUTO: dict[tuple[str, str], dict[str, Any]] = {
-    ("points", "paper"): {"voxel_size": 0.25, "max_points": "paper"},
-    ("voxels", "paper"): {"voxel_size": 0.25, "max_points": "paper"},
-    ("points", "other"): {"voxel_size": 0.5, "max_points": 4096},
-    ("voxels", "other"): {"voxel_size": 0.5, "max_points": None},
+    ("points", "paper"): {"voxel_size": 0.25, "max_points": "paper", "reduction": "random"},
+    ("voxels", "paper"): {"voxel_size": 0.25, "max_points": "paper", "reduction": "random", "voxel_basis": "cartesian"},
+    ("points", "other"): {"voxel_size": 0.5, "max_points": 4096, "reduction": "random"},
+    ("voxels", "other"): {"voxel_size": 0.5, "max_points": None, "reduction": "mean", "voxel_basis": "lattice"},
 }
+RESOLVED = {"reduction": "mean", "voxel_basis": "lattice"}  # "auto" where `d_min` is set: voxels there are exact and along the lattice
+FITTED = ("module_", "classes_", "target_scale_", "history_", "sample_options_", "header_")
+ROWS_AT_ONCE = 16  # batches whose samples are held at once in a prediction
 RUN_ONLY = ("device", "random_state", "checkpoint_dir", "n_jobs", "verbose")  # parameters of a run, not of what it learned
 
 _SHARED_PARAMETERS = """\
@@ -49,8 +52,8 @@ _SHARED_PARAMETERS = """\
         Channels of the density; the paper's four are ``("total", "diff", "up", "down")``. Ready samples must have these.
     voxel_size : float or "auto"
         Edge of a voxel in Å. ``auto``: 0.25 (the paper's) for ``architecture="paper"``, else 0.5.
-    reduction : {"random", "mean"}
-        One random grid point of each voxel, or its mean density.
+    reduction : {"random", "mean", "auto"}
+        One random grid point of each voxel, or its mean density. ``auto``: {auto_reduction}.
     threshold : float
         Points below this density (e/Å³) are left out.
     max_points : int, "paper", None or "auto"
@@ -78,11 +81,13 @@ _SHARED_PARAMETERS = """\
     history_ : list of dict
         One entry per epoch: ``epoch``, ``train_loss``, ``val_loss``, ``val_score``, ``learning_rate``, ``seconds``.
     sample_options_ : SampleOptions
-        How ``fit`` made its samples, and ``predict`` makes them. Ready samples are taken to be made so.
+        How ``fit`` made its samples, and ``predict`` makes them. Ready samples must be made so: what their voxels show to be made
+        in another way is refused.
 """
 _VOXEL_PARAMETERS = """
-    voxel_basis : {"lattice", "cartesian"}
-        Voxels along the lattice, whose neighbours wrap round the cell, or the paper's cubes in open space.
+    voxel_basis : {"lattice", "cartesian", "auto"}
+        Voxels along the lattice, whose neighbours wrap round the cell, or the paper's cubes in open space. ``auto``: ``cartesian``
+        for ``architecture="paper"`` without `d_min`, else ``lattice``.
     multiple_of, d_min, max_voxels, standardize
         As in :class:`matminer_ed3d.samples.SampleOptions`."""
 _CLASSIFIER_PARAMETERS = """
@@ -107,6 +112,9 @@ def _with_parameters(cls: Cls) -> Cls:
     classifier = issubclass(cls, ClassifierMixin)
     parts = {
         "    {shared}\n": _SHARED_PARAMETERS,
+        "{auto_reduction}": (
+            '``random`` for ``architecture="paper"`` without `d_min`, else ``mean``' if issubclass(cls, _SparseCNN) else "``random``"
+        ),
         "{family_parameters}": _VOXEL_PARAMETERS if issubclass(cls, _SparseCNN) else "",
         "{task_parameters}": _CLASSIFIER_PARAMETERS if classifier else _REGRESSOR_PARAMETERS,
         "{task_attributes}": _CLASSIFIER_ATTRIBUTES if classifier else _REGRESSOR_ATTRIBUTES,
@@ -249,8 +257,8 @@ class _Estimator(BaseEstimator):
         self.sample_options_ = self._sample_options()
         self.sample_options_.check()
         kept = np.flatnonzero(weights > 0)
+        module = self._build_network(seed)  # before the samples: a wrong architecture shows at once
         samples = self._samples([rows[i] for i in kept], rng=np.random.default_rng([seed, 2]), row_numbers=kept)
-        module = self._build_network(seed)
         self.history_ = training.train(
             module,
             samples,
@@ -269,9 +277,16 @@ class _Estimator(BaseEstimator):
         check_is_fitted(self, "module_")
         from matminer_ed3d import training
 
-        samples = self._samples(_rows(X), rng=None)
-        outputs = training.network_outputs(self.module_, samples, batch_size=self.batch_size, device=self.device, precision=self.precision)
-        return outputs.astype(np.float64)
+        rows = _rows(X)
+        step = ROWS_AT_ONCE * self.batch_size  # samples are large and rows need not be: never all samples at once
+        outputs = []
+        for start in range(0, len(rows), step):
+            numbers = np.arange(start, min(start + step, len(rows)))
+            samples = self._samples(rows[start : start + step], rng=None, row_numbers=numbers)
+            outputs.append(
+                training.network_outputs(self.module_, samples, batch_size=self.batch_size, device=self.device, precision=self.precision)
+            )
+        return np.concatenate(outputs).astype(np.float64)
 
     def _training_options(self, seed: int) -> TrainingOptions:
         from matminer_ed3d import training
@@ -282,16 +297,25 @@ class _Estimator(BaseEstimator):
             )
         names = training.TrainingOptions.__dataclass_fields__
         given = {name: value for name, value in self.get_params(deep=False).items() if name in names}
-        return training.TrainingOptions(seed=seed, **{**given, "augmentations": tuple(self.augmentations)})
+        augmentations = _names("augmentations", self.augmentations)
+        if self.kind is SparseTensor and "rotation" in augmentations:
+            raise ValueError(
+                f"`augmentations` of {type(self).__name__} must not name 'rotation', got {augmentations}: voxel indices do not turn, so it "
+                "has no effect; take 'permutation' or 'basis_change', turn the structures yourself, or use PointNet"
+            )
+        return training.TrainingOptions(seed=seed, **{**given, "augmentations": augmentations})
 
     def _sample_options(self) -> SampleOptions:
         kind: Any = "points" if self.kind is PointCloud else "voxels"
-        auto = AUTO[kind, "paper" if self.architecture == "paper" else "other"]
         given = {name: value for name, value in self.get_params(deep=False).items() if name in SampleOptions.__dataclass_fields__}
+        auto = AUTO[kind, "paper" if self.architecture == "paper" else "other"]
+        if given.get("d_min") is not None:
+            auto = auto | RESOLVED
         for name, value in auto.items():
             if isinstance(given[name], str) and given[name] == "auto":
                 given[name] = value
-        return SampleOptions(kind=kind, **{**given, "channels": tuple(self.channels)})
+        _check_numbers(given)
+        return SampleOptions(kind=kind, **{**given, "channels": _names("channels", self.channels)})
 
     def _samples(self, rows: list[Any], rng: np.random.Generator | None, row_numbers: np.ndarray | None = None) -> list[Sample]:
         """Make a sample of every row; without `rng` every row draws from the same seed, so a prediction depends on its row only."""
@@ -303,9 +327,6 @@ class _Estimator(BaseEstimator):
             delayed(_make_row)(row, self.sample_options_, int(seed), int(n)) for row, seed, n in zip(sent, seeds, numbers, strict=True)
         )
         samples: list[Sample] = Parallel(n_jobs=n_jobs, backend="loky")(calls)
-        boundaries = {isinstance(sample, SparseTensor) and sample.grid_shape is None for sample in samples}
-        if len(boundaries) > 1:
-            raise ValueError("`X` mixes SparseTensors in open space and periodic ones; make all with the same `voxel_basis`")
         return samples
 
     def _build_network(self, seed: int) -> Any:
@@ -320,6 +341,14 @@ class _Estimator(BaseEstimator):
 
     def _restore_targets(self, header: Mapping[str, Any]) -> None:
         raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Drop what an earlier fit has learned, so that a fit that fails leaves no mixture of two."""
+        for name in FITTED:
+            vars(self).pop(name, None)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "module_")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the network as it is on a CPU, so that a machine without a GPU can read it."""
@@ -361,15 +390,21 @@ class _Classifier(ClassifierMixin, _Estimator):
         ValueError
             On an empty `X`, lengths that differ, a missing label or row (named), one class only, or a parameter out of range.
         """
+        self._forget()
         rows = _rows(X)
         labels = _targets(y, len(rows))
         check_classification_targets(labels)
         classes, targets = np.unique(labels, return_inverse=True)
         weights = _weights(sample_weight, len(labels))
-        if len(np.unique(targets[weights > 0])) < 2:
-            raise ValueError(f"`y` must hold at least two classes, got one class: {classes[targets[weights > 0][0]]!r}")
         if self.class_weight is not None:
             weights = weights * compute_sample_weight(self.class_weight, labels)
+            if not np.isfinite(weights).all() or weights.min() < 0:
+                raise ValueError(f"`class_weight` must be finite and at least 0, got {self.class_weight!r}")
+        seen = np.unique(targets[weights > 0])
+        if len(seen) < 2:
+            found = f"one class: {classes[seen[0]]!r}" if len(seen) else "no class"
+            where = f" among the rows of a weight above zero; the rows hold {len(classes)} classes" if len(classes) > len(seen) else ""
+            raise ValueError(f"`y` must hold at least two classes, got {found}{where}")
         self.classes_ = classes
         return self._fit(rows, targets.astype(np.int64), weights, "cross_entropy")
 
@@ -415,6 +450,7 @@ class _Regressor(RegressorMixin, _Estimator):
         ValueError
             On an empty `X`, lengths that differ, a missing target or row (named), or a parameter out of range.
         """
+        self._forget()
         if self.loss not in ("squared_error", "absolute_error"):
             raise ValueError(f"`loss` must be 'squared_error' or 'absolute_error', got {self.loss!r}")
         rows = _rows(X)
@@ -480,7 +516,7 @@ class PointNetClassifier(_Classifier, _PointNet):
         architecture: str = "small",
         channels: tuple[str, ...] = ("total",),
         voxel_size: float | str = "auto",
-        reduction: str = "random",
+        reduction: str = "auto",
         threshold: float = 0.0,
         max_points: int | str | None = "auto",
         cell: str = "as_given",
@@ -527,7 +563,7 @@ class PointNetRegressor(_Regressor, _PointNet):
         architecture: str = "small",
         channels: tuple[str, ...] = ("total",),
         voxel_size: float | str = "auto",
-        reduction: str = "random",
+        reduction: str = "auto",
         threshold: float = 0.0,
         max_points: int | str | None = "auto",
         cell: str = "as_given",
@@ -559,8 +595,8 @@ class SparseCNNClassifier(_Classifier, _SparseCNN):
     Parameters
     ----------
     architecture : {"small", "paper", "crystal"}
-        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7, which also takes
-        ``voxel_basis="cartesian"`` and ``reduction="random"``; ``small`` trains on two CPU cores; ``crystal`` is the shipped model's.
+        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7, and takes the paper's sampling
+        where a parameter is ``auto``; ``small`` trains on two CPU cores; ``crystal`` is the shipped model's network.
     {shared}
 
     Examples
@@ -575,11 +611,11 @@ class SparseCNNClassifier(_Classifier, _SparseCNN):
         architecture: str = "small",
         channels: tuple[str, ...] = ("total",),
         voxel_size: float | str = "auto",
-        reduction: str = "mean",
+        reduction: str = "auto",
         threshold: float = 0.0,
         max_points: int | str | None = "auto",
         cell: str = "as_given",
-        voxel_basis: str = "lattice",
+        voxel_basis: str = "auto",
         multiple_of: int = 1,
         d_min: float | None = None,
         max_voxels: int | None = None,
@@ -612,8 +648,8 @@ class SparseCNNRegressor(_Regressor, _SparseCNN):
     Parameters
     ----------
     architecture : {"small", "paper", "crystal"}
-        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7, which also takes
-        ``voxel_basis="cartesian"`` and ``reduction="random"``; ``small`` trains on two CPU cores; ``crystal`` is the shipped model's.
+        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7, and takes the paper's sampling
+        where a parameter is ``auto``; ``small`` trains on two CPU cores; ``crystal`` is the shipped model's network.
     {shared}
 
     Examples
@@ -628,11 +664,11 @@ class SparseCNNRegressor(_Regressor, _SparseCNN):
         architecture: str = "small",
         channels: tuple[str, ...] = ("total",),
         voxel_size: float | str = "auto",
-        reduction: str = "mean",
+        reduction: str = "auto",
         threshold: float = 0.0,
         max_points: int | str | None = "auto",
         cell: str = "as_given",
-        voxel_basis: str = "lattice",
+        voxel_basis: str = "auto",
         multiple_of: int = 1,
         d_min: float | None = None,
         max_voxels: int | None = None,
@@ -674,13 +710,66 @@ def _targets(y: Any, n_rows: int) -> np.ndarray:
     """Make a 1-D array of labels or numbers, one for each row and none missing."""
     if y is None:
         raise ValueError("fit requires y to be passed, but the target y is None")
+    raw = np.asarray(y, dtype=object)  # as given: beside strings, NaN would become the label 'nan'
+    given = raw.ravel() if raw.ndim else []
+    missing = [i for i, value in enumerate(given) if value is None or type(value).__name__ == "NAType" or value != value]
+    if missing:
+        raise ValueError(f"`y` must not be missing, got None or NaN in rows {missing[:10]}; drop these rows")
     values: np.ndarray = column_or_1d(y, warn=True)
     if len(values) != n_rows:
         raise ValueError(f"`y` must have one label for each of the {n_rows} rows of `X`, got {len(values)}")
-    missing = [i for i, value in enumerate(values) if value is None or type(value).__name__ == "NAType" or value != value]
-    if missing:
-        raise ValueError(f"`y` must not be missing, got None or NaN in rows {missing[:10]}; drop these rows")
     return values
+
+
+def _names(parameter: str, names: Any) -> tuple[str, ...]:
+    """Make a tuple of names; a plain string would come apart into its letters."""
+    if isinstance(names, str):
+        raise ValueError(f"`{parameter}` must be a tuple of names, got the string {names!r}; write ({names!r},)")
+    return tuple(names)
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Refuse sampling parameters of a wrong type, such as a number in quotes; their ranges are checked by SampleOptions."""
+    words: dict[str, tuple[Any, ...]] = {"max_points": (None, "paper"), "d_min": (None,), "max_voxels": (None,)}
+    kinds: tuple[tuple[str, Any, str], ...] = (
+        ("voxel_size", Real, "a number in Å or 'auto'"),
+        ("threshold", Real, "a number"),
+        ("d_min", Real, "a number in Å or None"),
+        ("max_points", Integral, "an integer, 'paper', None or 'auto'"),
+        ("multiple_of", Integral, "an integer"),
+        ("max_voxels", Integral, "an integer or None"),
+    )
+    for name, kind, expected in kinds:
+        value = given.get(name, 1)
+        if (value is None or isinstance(value, str)) and value in words.get(name, ()):
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"`{name}` must be {expected}, got {value!r}")
+
+
+def _check_ready(sample: SparseTensor, options: SampleOptions) -> None:
+    """Refuse a ready sample whose voxels show that it was made by other options than `options`."""
+    featurizer = f"make it with DensitySparseTensor({', '.join(f'{k}={v!r}' for k, v in options.as_dict().items() if k != 'kind')})"
+    periodic = options.voxel_basis == "lattice"
+    if periodic != (sample.grid_shape is not None):
+        found = "a SparseTensor in open space (grid_shape None)" if periodic else f"a periodic SparseTensor {sample.grid_shape}"
+        raise ValueError(f"expected a sample of `voxel_basis` {options.voxel_basis!r}, got {found}; {featurizer}")
+    basis = sample.voxel_basis
+    edge, wanted = float(np.linalg.norm(basis, axis=1).mean()), float(options.voxel_size)
+    if sample.grid_shape is not None and sample.lattice is not None:  # counts are whole, and multiples of `multiple_of`
+        shape = np.array(grids.coarse_grid_shape(sample.lattice, options.voxel_size, options.multiple_of))
+        wanted = float((np.linalg.norm(sample.lattice, axis=1) / shape).mean())
+    if edge < wanted / 2 or (edge > 2 * wanted and options.max_voxels is None):  # `max_voxels` makes voxels larger, never smaller
+        raise ValueError(
+            f"expected voxels of about {wanted:.3g} Å (`voxel_size` {options.voxel_size}), got a mean edge of {edge:.3g} Å; {featurizer}"
+        )
+    if options.standardize and "total" in sample.channels and sample.n_points == np.prod(sample.grid_shape or 0):
+        total = sample.feats[:, sample.channels.index("total")].astype(np.float64)
+        mean, rms = float(total.mean()), float(np.sqrt(np.mean((total - total.mean()) ** 2)))
+        if total.any() and (abs(mean) > 0.2 or abs(rms - 1) > 0.5):  # a total that is flat at this resolution is zero everywhere
+            raise ValueError(
+                f"expected a standardized total (mean 0, rms 1: `standardize` True), got mean {mean:.3g} and rms {rms:.3g}; {featurizer}"
+            )
 
 
 def _weights(sample_weight: Any, n_rows: int) -> np.ndarray:
@@ -696,9 +785,12 @@ def _weights(sample_weight: Any, n_rows: int) -> np.ndarray:
 
 
 def _make_row(row: Any, options: SampleOptions, seed: int, number: int) -> Sample:
-    """Make one sample; an error says which row it comes from."""
+    """Make one sample, or check a ready one; an error says which row it comes from."""
     try:
-        return make_sample(row, options, seed)
+        sample = make_sample(row, options, seed)
+        if isinstance(row, SparseTensor):
+            _check_ready(row, options)
+        return sample
     except (ValueError, TypeError, OSError) as error:
         error.add_note(f"This was row {number} of `X`.")
         raise

@@ -16,11 +16,10 @@ from jaxtyping import Float
 
 from matminer_ed3d import controls, datasets, labels, scores
 from matminer_ed3d.conditions import ROW_ERRORS, Conditions, PreparedRow, describe_error, in_parallel, prepare_row, row_features
-from matminer_ed3d.prediction import SymmetryModel, load_model, target_proba
+from matminer_ed3d.prediction import TARGET_NAMES, SymmetryModel, load_model, target_proba
 
-__all__ = ["EVALUATION_SPLITS", "TARGET_NAMES", "evaluate"]
+__all__ = ["EVALUATION_SPLITS", "evaluate"]
 
-TARGET_NAMES = {"crystal_system": "crystal_system", "extinction_group": "extinction_group", "space_group": "space_group_number"}
 EVALUATION_SPLITS = ("unseen", "test", "prototype_test", "all")
 ROWS_AT_ONCE = 64
 MIN_TRAINING_ROWS = 500  # fewer rows of the training split in the table: the controls are cross-validated instead
@@ -38,12 +37,14 @@ def _predict(model: SymmetryModel, rows: list[PreparedRow]) -> tuple[list[Prepar
     return [row for part, _ in parts for row in part], np.concatenate([proba for _, proba in parts])
 
 
-def _score_target(target: str, y: np.ndarray, proba: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-    """Figures of merit of one target; see :mod:`matminer_ed3d.scores`."""
+def _score_target(target: str, y: np.ndarray, proba: np.ndarray, classes: np.ndarray, n_failed: int) -> dict[str, Any]:
+    """Figures of merit of one target; see :mod:`matminer_ed3d.scores`. The `n_failed` rows without an answer are not in `y`."""
     predicted = classes[proba.argmax(axis=1)]
+    top1 = scores.top_k_accuracy(y, proba, classes, 1)
     result: dict[str, Any] = {
         "n_classes_present": len(np.unique(y)),
-        "top1": scores.top_k_accuracy(y, proba, classes, 1),
+        "top1": top1,
+        "top1_counting_failures": top1 * len(y) / (len(y) + n_failed),
         "top3": scores.top_k_accuracy(y, proba, classes, 3),
         "macro_f1": scores.macro_f1(y, predicted),
         "ece": scores.expected_calibration_error(predicted == y, proba.max(axis=1)),
@@ -121,8 +122,9 @@ def evaluate(
     Returns
     -------
     dict
-        JSON values: ``n``, ``n_failed``, ``failures``, the conditions, and for each target ``top1``, ``top3``, ``macro_f1`` (over the
-        classes that occur among the labels), ``ece`` (15 bins), ``controls``; for ``space_group``
+        JSON values: ``n`` rows with an answer, ``n_failed`` without, ``failures``, the conditions, and for each target ``top1``,
+        ``top1_counting_failures`` (a row without an answer counts as wrong; all other scores leave such rows out), ``top3``,
+        ``macro_f1`` (over the classes that occur among the labels), ``ece`` (15 bins), ``controls``; for ``space_group``
         ``top1_up_to_enantiomorph``; for ``crystal_system`` ``per_class_recall`` and ``metric_misleads``, the score on the rows
         that the metric control gets wrong. A score of a model that returns no row is None.
 
@@ -188,7 +190,7 @@ def evaluate(
         target = TARGET_NAMES[name]
         y = np.asarray(labels.target_of(numbers, target))
         values, classes = target_proba(proba, model.estimator.classes_, model.target, target)
-        scored = _score_target(target, y, values, np.asarray(classes))
+        scored = _score_target(target, y, values, np.asarray(classes), len(failed))
         fit = None if train is None else (train[0], np.asarray(labels.target_of(train[1], target)))
         predicted = controls.control_predictions(features, y, target, fit, seed, n_jobs) if control_rows else None
         scored["controls"], misled = _score_controls(predicted, target, y, np.asarray(classes)[values.argmax(axis=1)])

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from matminer_ed3d import statistics
 from matminer_ed3d.samples import SampleOptions, make_sample
+from matminer_ed3d.sampling import check_channels
 from matminer_ed3d.sources import as_density, as_list
 
 __all__ = ["DensityPointCloud", "DensitySparseTensor", "DensityStatistics", "RowFeaturizer"]
@@ -160,6 +161,7 @@ class RowFeaturizer(TransformerMixin):
 
     def featurize_wrapper(self, x: Any, return_errors: bool = False, ignore_errors: bool = False) -> list[Any]:
         """Featurize one tuple of inputs as :meth:`featurize_many` does; matminer's ``MultipleFeaturizer`` calls it."""
+        self.check()
         result = _attempt(self, tuple(x))
         if isinstance(result, _Failure) and result.error is not None and not ignore_errors:
             raise result.error
@@ -417,8 +419,7 @@ class DensitySparseTensor(RowFeaturizer, BaseFeaturizer):
 def _sample_options(featurizer: Any, kind: Literal["points", "voxels"]) -> SampleOptions:
     """Those parameters of a featurizer that describe its sample."""
     given = {name: value for name, value in featurizer.get_params(deep=False).items() if name in SampleOptions.__dataclass_fields__}
-    if isinstance(given["channels"], str):
-        raise ValueError(f"`channels` must be a tuple of names, got {given['channels']!r}; write ({given['channels']!r},)")
+    check_channels(given["channels"])  # before a string becomes a tuple of letters
     return SampleOptions(kind=kind, **{**given, "channels": tuple(given["channels"])})
 
 

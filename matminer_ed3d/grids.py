@@ -7,7 +7,7 @@ of length 1/d (1/Å). A change of basis is an integer matrix ``P`` with ``new_la
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 import scipy.fft
@@ -190,12 +190,13 @@ def change_basis(
 ) -> Float[np.ndarray, "mx my mz"]:
     """Values of the same function on a grid of the cell ``P @ lattice``.
 
-    Where every new point falls on an old one the values are only moved; otherwise they are interpolated by Fourier
-    coefficients, without the Nyquist planes of even grids and without what `grid_shape` cannot hold.
+    Where the new points are the old ones the values are only moved; otherwise, also where the new points are only some of the old
+    ones, they are interpolated by Fourier coefficients, without the Nyquist planes of even grids and without what `grid_shape`
+    cannot hold. Either way the mean stays.
     """
     shape = np.array(rho.shape)
     steps = basis_change * shape  # old grid steps along each new lattice vector
-    if (steps % np.array(grid_shape)[:, None] == 0).all():
+    if (steps % np.array(grid_shape)[:, None] == 0).all() and _as_many_points(rho.shape, grid_shape, basis_change):
         index = np.zeros((*grid_shape, 3), dtype=np.int64)
         for axis, n in enumerate(grid_shape):
             walk = np.arange(n)[:, None] * (steps[axis] // n)
@@ -206,12 +207,18 @@ def change_basis(
     return from_coefficients(h[known] @ basis_change.T, fourier_coefficients(rho).ravel()[known], grid_shape)
 
 
+def _as_many_points(old_shape: GridShape, new_shape: GridShape, basis_change: Int[np.ndarray, "3 3"]) -> bool:
+    """Tell whether both grids have the same number of points per volume: then new points that all fall on old ones miss none."""
+    return prod(new_shape) == abs(round(float(np.linalg.det(basis_change)))) * prod(old_shape)
+
+
 def matching_grid_shape(lattice: Float[np.ndarray, "3 3"], old_shape: GridShape, basis_change: Int[np.ndarray, "3 3"]) -> GridShape:
-    """Grid for the cell ``P @ lattice``: every point on an old one where that is no coarser, else as fine as the finest axis."""
+    """Grid for the cell ``P @ lattice``: the old points where they make one with no much larger steps, else as fine as the finest axis."""
     steps = basis_change * np.array(old_shape)
     exact = np.array([gcd(*(int(abs(s)) for s in row)) for row in steps])
     new_lattice = basis_change @ lattice
     old_spacing = np.linalg.norm(lattice, axis=1) / old_shape
-    if (np.linalg.norm(new_lattice, axis=1) / exact <= 1.5 * old_spacing.max()).all():
-        return tuple(int(n) for n in exact)  # type: ignore[return-value]
+    shape: GridShape = tuple(int(n) for n in exact)  # type: ignore[assignment]
+    if _as_many_points(old_shape, shape, basis_change) and (np.linalg.norm(new_lattice, axis=1) / exact <= 1.5 * old_spacing.max()).all():
+        return shape
     return fine_grid_shape(new_lattice, float(old_spacing.min()))

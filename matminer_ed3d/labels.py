@@ -170,8 +170,13 @@ def space_group_number(structure: Structure, symprec: float = 0.1, angle_toleran
 
 
 def _species_key(site: Any) -> tuple[tuple[str, float], ...]:
-    """Equal for sites that hold the same species in the same shares, to rounding."""
-    return tuple(sorted((str(specie), round(float(share), 6)) for specie, share in site.species.items()))
+    """Equal for sites that hold the same elements of the same oxidation states in the same shares, to rounding; spins are not looked at."""
+    shares: dict[str, float] = {}
+    for specie, share in site.species.items():
+        oxi_state = getattr(specie, "oxi_state", None)
+        name = specie.symbol if oxi_state is None else f"{specie.symbol} {float(oxi_state):g}"
+        shares[name] = shares.get(name, 0.0) + float(share)
+    return tuple(sorted((name, round(share, 6)) for name, share in shares.items()))
 
 
 def crystal_system(x: Any, symprec: float = 0.1) -> str:

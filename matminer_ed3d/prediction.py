@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from jaxtyping import Float
 
 from matminer_ed3d import checkpoints, datasets, labels
 
-__all__ = ["FILE_ERRORS", "SymmetryModel", "load_model", "predict_file", "predict_many", "symmetry_answer", "target_proba"]
+__all__ = ["TARGET_NAMES", "SymmetryModel", "load_model", "predict_file", "predict_many", "symmetry_answer", "target_proba"]
 
-# What an unreadable or unfit file can raise; the readers name the place in the file.
-FILE_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError, MemoryError)
+# What a target is called on the command line, and in `labels`.
+TARGET_NAMES = {"crystal_system": "crystal_system", "extinction_group": "extinction_group", "space_group": "space_group_number"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +68,10 @@ def load_model(name: str = "default") -> SymmetryModel:
     """
     path = Path(name)
     if path.suffix != ".safetensors":
-        path = Path(str(resources.files("matminer_ed3d") / "data" / "models" / f"{name}.safetensors"))
-        if not path.is_file():
-            shipped = sorted(checkpoints.list_pretrained())
-            raise ValueError(f"`model` must be one of the shipped models {shipped} or a path to a .safetensors file, got {name!r}")
+        shipped = checkpoints.pretrained_paths()
+        if name not in shipped:
+            raise ValueError(f"`model` must be one of the shipped models {sorted(shipped)} or a path to a .safetensors file, got {name!r}")
+        path = shipped[name]
     header = checkpoints.read_header(path)
     if header["target"] not in labels.TARGETS:
         raise ValueError(f"{path}: expected a classifier of one of {labels.TARGETS}, got an estimator of {header['target']!r}")

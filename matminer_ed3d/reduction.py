@@ -99,8 +99,8 @@ def _key_reflections() -> tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, "m 2 3"]
     h = np.array(list(itertools.product(range(-KEY_RANGE, KEY_RANGE + 1), repeat=3)))
     h = h[[next((x for x in row if x), 0) > 0 for row in h]]  # one of each Friedel pair
     h = h[np.lexsort((*h.T, (h**2).sum(axis=1)))]
-    pairs = np.array([(a, b) for i, a in enumerate(h[:13]) for b in h[i + 1 : 13]])
-    return h, pairs
+    pairs = sorted(itertools.combinations(range(24), 2), key=lambda pair: pair[1] >= 13)  # stable: those of the first 13 first
+    return h, h[np.array(pairs)]
 
 
 def _fixed_setting(
@@ -127,8 +127,10 @@ def _fixed_setting(
     back = np.round(np.linalg.inv(rotations)).astype(np.int64).transpose(0, 2, 1)
     intensities = np.abs(value(np.einsum("hj,njk->nhk", singles, back))) ** 2
     first, second = (np.einsum("hj,njk->nhk", pairs[:, i], back) for i in (0, 1))
-    triplets = (value(first) * value(second) * np.conj(value(first + second))).imag
-    keys = np.round(np.concatenate([intensities, triplets], axis=1), KEY_DIGITS)
+    triplets = value(first) * value(second) * np.conj(value(first + second))
+    # Where the crystal is nearly centrosymmetric all of these round to zero; scaled to the size of one coefficient they tell.
+    scaled = triplets.imag / (np.abs(triplets) + 1e-9) ** (2 / 3)
+    keys = np.round(np.concatenate([intensities, triplets[:, :78].imag, scaled], axis=1), KEY_DIGITS)
     return rotations[np.lexsort(keys.T[::-1])[-1]]
 
 

@@ -17,6 +17,7 @@ from matminer_ed3d.sources import as_density
 __all__ = ["SampleOptions", "make_sample"]
 
 GRID_SPACING = 0.25  # Å, of a structure's density where the sample does not set its grid; finer where the voxels are
+POINTS_PER_VOXEL = 3  # along each axis, of a structure's density where voxels draw from the grid's points or average them
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class SampleOptions:
         (:mod:`matminer_ed3d.reduction`), so that the sample is the same from any cell of the crystal.
     d_min : float or None
         Resolution in Å; None samples the density itself. A number asks for
-        :func:`matminer_ed3d.invariant_sampling.sample_reduced_voxels`, with ``kind="voxels"``, ``cell="reduced"`` and
-        ``voxel_basis="lattice"`` only.
+        :func:`matminer_ed3d.invariant_sampling.sample_reduced_voxels`, with ``kind="voxels"``, ``cell="reduced"``,
+        ``voxel_basis="lattice"``, ``reduction="mean"`` and ``max_points=None`` only.
     max_voxels, standardize
         As there.
     """
@@ -81,6 +82,11 @@ class SampleOptions:
                 raise ValueError("`max_voxels` and `standardize` go with a resolution; set `d_min`")
         elif (self.kind, self.cell, self.voxel_basis) != ("voxels", "reduced", "lattice"):
             raise ValueError("`d_min` goes with kind='voxels', cell='reduced' and voxel_basis='lattice'; leave it None otherwise")
+        elif self.reduction != "mean" or self.max_points is not None:
+            raise ValueError(
+                "`d_min` sums Fourier coefficients at the voxels, without `reduction` and `max_points`; "
+                f"with it take reduction='mean' and max_points=None, got {self.reduction!r} and {self.max_points!r}, or `max_voxels`"
+            )
         elif not self.d_min > 0:
             raise ValueError(f"`d_min` must be a positive resolution in Å, got {self.d_min}")
 
@@ -90,12 +96,20 @@ class SampleOptions:
 
 
 def _density(source: Any, options: SampleOptions) -> Density:
-    """Density of a source; a structure gives what the sample needs: all coefficients to `d_min`, or the means of its very voxels."""
+    """Density of a source; a structure gives what the sample needs.
+
+    That is all coefficients to `d_min`; the means of the very voxels; or, for voxels that draw one of their grid points or average those
+    inside a cube, a grid three times as fine as they are.
+    """
     if options.d_min is not None:
         return as_density(source, method="band_limited", grid_spacing=0.5 * options.d_min, d_min=options.d_min)
     if (options.reduction, options.voxel_basis, options.cell) == ("mean", "lattice", "as_given"):
         multiple_of = options.multiple_of if options.kind == "voxels" else 1
         return as_density(source, grid_shape=partial(grids.coarse_grid_shape, voxel_size=options.voxel_size, multiple_of=multiple_of))
+    if options.reduction == "random":
+        return as_density(source, method="point", grid_spacing=options.voxel_size / POINTS_PER_VOXEL)
+    if options.voxel_basis == "cartesian":
+        return as_density(source, grid_spacing=options.voxel_size / POINTS_PER_VOXEL)
     return as_density(source, grid_spacing=min(GRID_SPACING, options.voxel_size))
 
 

@@ -12,7 +12,7 @@ from matminer_ed3d import grids
 from matminer_ed3d.density import Density
 from matminer_ed3d.representations import PointCloud, SparseTensor
 
-__all__ = ["PAPER_CAPS", "check_options", "point_cap", "sample_points", "sample_voxels"]
+__all__ = ["CHANNELS", "PAPER_CAPS", "check_channels", "check_options", "point_cap", "sample_points", "sample_voxels"]
 
 PAPER_CAPS = ((100.0, 5_000), (1_000.0, 30_000))
 """(volume in Å³, most points): the paper keeps 5,000 to 30,000 points by cell size without saying how; we go linearly between these."""
@@ -20,11 +20,31 @@ PAPER_CAPS = ((100.0, 5_000), (1_000.0, 30_000))
 Reduction = Literal["random", "mean"]
 Rng = np.random.Generator | int | None
 
+CHANNELS = ("total", "diff", "up", "down", "diff_x", "diff_y", "diff_z")
+"""Names that a channel can have; which of them there are, each density knows."""
+
 
 def point_cap(volume: float) -> int:
     """Return the paper's cap on the number of points for a cell of `volume` (Å³)."""
     (low_volume, low), (high_volume, high) = PAPER_CAPS
     return int(np.interp(volume, (low_volume, high_volume), (low, high)))
+
+
+def check_channels(channels: Sequence[str]) -> None:
+    """Refuse what is no tuple of names of channels.
+
+    Raises
+    ------
+    ValueError
+        Says which name, and those that exist.
+    """
+    if isinstance(channels, str):
+        raise ValueError(f"`channels` must be a tuple of names, got {channels!r}; write ({channels!r},)")
+    if not len(channels):
+        raise ValueError("`channels` must name at least one channel, got none; take ('total',)")
+    unknown = [name for name in channels if name not in CHANNELS]
+    if unknown:
+        raise ValueError(f"`channels` must be names among {CHANNELS}, got {', '.join(map(repr, unknown))}")
 
 
 def check_options(
@@ -54,10 +74,7 @@ def check_options(
         raise ValueError(f"`threshold` must be a density in e/Å³, got {threshold}")
     if not (max_points is None or max_points == "paper" or (isinstance(max_points, int | np.integer) and max_points >= 1)):
         raise ValueError(f"`max_points` must be a count of at least 1, 'paper' or None, got {max_points!r}")
-    if isinstance(channels, str):
-        raise ValueError(f"`channels` must be a tuple of names, got {channels!r}; write ({channels!r},)")
-    if not channels:
-        raise ValueError("`channels` must name at least one channel, got none; take ('total',)")
+    check_channels(channels)
     if multiple_of < 1:
         raise ValueError(f"`multiple_of` must be at least 1, got {multiple_of}")
 
@@ -68,12 +85,8 @@ def _stack(density: Density, channels: tuple[str, ...]) -> Float[np.ndarray, "n_
 
 
 def _mean_of_voxels(stack: Float[np.ndarray, "n_stacked nx ny nz"], coarse_shape: grids.GridShape) -> Float[np.ndarray, "n n_stacked"]:
-    """Mean over each lattice-aligned voxel; where the grid is the coarser one, interpolate it first."""
-    means = []
-    for values in stack:
-        fine_shape = tuple(max(n, m) for n, m in zip(values.shape, coarse_shape, strict=True))
-        means.append(grids.mean_resample(grids.fourier_resample(values, fine_shape), coarse_shape).ravel())
-    return np.stack(means, axis=1)
+    """Mean over each lattice-aligned voxel of the grid's values, each constant over its own: conserving and in range at any ratio."""
+    return np.stack([grids.mean_resample(values, coarse_shape).ravel() for values in stack], axis=1)
 
 
 def _all_indices(grid_shape: grids.GridShape) -> Int[np.ndarray, "n 3"]:
@@ -84,7 +97,8 @@ def _select(values: Float[np.ndarray, " n"], threshold: float, max_points: int |
     """Rows at or above `threshold`, and of those the densest `max_points`.
 
     Values equal to the first one cut (to 1e-6 of it) are cut too: symmetry makes equal values, and keeping some of them would
-    break it. Where all are equal, as in a constant density, none can be told from the others and all are kept.
+    break it. Where the largest values are more than the cap, they are kept, since none can be told from the others; in a constant
+    density these are all.
     """
     rows = np.flatnonzero(values >= threshold)
     if not len(rows):
@@ -93,8 +107,9 @@ def _select(values: Float[np.ndarray, " n"], threshold: float, max_points: int |
     if cap is None or len(rows) <= int(cap):
         return rows
     first_cut = -np.partition(-values[rows], int(cap))[int(cap)]
-    kept = rows[values[rows] > first_cut + 1e-6 * abs(first_cut)]
-    return kept if len(kept) else rows
+    equal = 1e-6 * abs(first_cut)
+    kept = rows[values[rows] > first_cut + equal]
+    return kept if len(kept) else rows[values[rows] >= first_cut - equal]
 
 
 def _random_grid_points(
@@ -124,14 +139,14 @@ def _random_grid_points(
 
 
 def _cartesian_voxels(density: Density, voxel_size: float) -> tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, " n_grid"]]:
-    """Occupied Cartesian voxels of the cell's grid points, and the voxel of each grid point.
+    """Occupied Cartesian voxels of the cell's grid points, each centred on its indices, and the voxel of each grid point.
 
     The coordinates of a grid are sums of one term per axis, so no (n_grid, 3) array of positions is ever made.
     """
     axes = [np.arange(n) / n for n in density.grid_shape]
     cart = density.lattice / voxel_size
     index = [
-        np.floor(axes[0][:, None, None] * cart[0, i] + axes[1][:, None] * cart[1, i] + axes[2] * cart[2, i] + 1e-9).astype(np.int64)
+        np.floor(axes[0][:, None, None] * cart[0, i] + axes[1][:, None] * cart[1, i] + axes[2] * cart[2, i] + (0.5 + 1e-9)).astype(np.int64)
         for i in range(3)
     ]
     low = [int(x.min()) for x in index]
@@ -174,11 +189,12 @@ def sample_points(
     voxel_size : float
         Edge of a voxel in Å, adjusted so that a whole number of them fills the cell; the paper's 0.25 by default.
     reduction : {"random", "mean"}
-        See above. Where the grid is coarser than the voxels, ``random`` gives each grid point and ``mean`` interpolates.
+        See above. Where the grid is coarser than the voxels, ``random`` gives each grid point, and ``mean`` takes each value of the
+        grid as constant over the voxel around its point, so that at any ratio the electrons stay and nothing is out of range.
     threshold : float
         Points whose total density lies below this (e/Å³) are left out.
     max_points : int, "paper" or None
-        Keep the densest points up to this many; ``"paper"`` is :func:`point_cap`.
+        Keep the densest points up to this many, equal ones together; ``"paper"`` is :func:`point_cap`.
     channels : tuple of str
         ``("total",)``, or the paper's four, ``("total", "diff", "up", "down")``.
     rng : numpy Generator, int or None
@@ -236,11 +252,13 @@ def sample_voxels(
         Voxels along the cell's own axes, whose neighbours wrap round its faces, so that a network sees the crystal; or the
         paper's cubes in Cartesian space, which see one cell as a body in empty space.
     reduction : {"mean", "random"}
-        Mean density of each voxel, or the value of one of its grid points at random (the paper's default).
+        Mean density of each voxel, or the value of one of its grid points at random (the paper's default). The mean over a
+        lattice-aligned voxel takes each value of the grid as constant over the voxel around its point, so that at any ratio the
+        electrons stay and nothing is out of range; that over a Cartesian one is the mean of the grid points inside.
     threshold : float
         Voxels whose total density lies below this (e/Å³) are left out.
     max_points : int, "paper" or None
-        Keep the densest voxels up to this many.
+        Keep the densest voxels up to this many, equal ones together.
     channels : tuple of str
         As in :func:`sample_points`.
     multiple_of : int

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from matminer_ed3d import datasets
+from matminer_ed3d.conditions import ROW_ERRORS
 from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 
@@ -17,7 +18,6 @@ __all__ = ["load_samples", "named_sources", "save_samples", "save_statistics"]
 
 Named = Iterable[tuple[str, Any]]
 OnError = Callable[[str, BaseException], None]
-SOURCE_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError)
 
 
 def named_sources(paths: Sequence[str | os.PathLike[str]], on_error: OnError) -> Iterator[tuple[str, Any]]:
@@ -28,13 +28,13 @@ def named_sources(paths: Sequence[str | os.PathLike[str]], on_error: OnError) ->
             continue
         try:
             table = datasets.read_structures(path)
-        except SOURCE_ERRORS as error:
+        except ROW_ERRORS as error:
             on_error(path, error)
             continue
         for index, name in enumerate(table.values("id")):
             try:
                 yield str(name), table.structure(index)
-            except SOURCE_ERRORS as error:
+            except ROW_ERRORS as error:
                 on_error(f"{path} row {name}", error)
 
 
@@ -72,7 +72,7 @@ def save_samples(sources: Named, options: SampleOptions, out: str | os.PathLike[
     for name, source in sources:
         try:
             samples.append(make_sample(source, options, seed))
-        except SOURCE_ERRORS as error:
+        except ROW_ERRORS as error:
             on_error(name, error)
         else:
             names.append(name)
@@ -159,7 +159,7 @@ def save_statistics(sources: Named, featurizer: Any, out: str | os.PathLike[str]
     for name, source in sources:
         try:
             rows.append([name, *featurizer.featurize(source)])
-        except SOURCE_ERRORS as error:
+        except ROW_ERRORS as error:
             on_error(name, error)
     if not rows:
         raise ValueError(f"no source could be featurized, nothing is written to {out}")

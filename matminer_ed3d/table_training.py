@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from matminer_ed3d import datasets, labels
 from matminer_ed3d.conditions import ROW_ERRORS, describe_error
-from matminer_ed3d.prediction import train_ids_path
+from matminer_ed3d.prediction import TARGET_NAMES, train_ids_path
 
-__all__ = ["SYMMETRY_TARGETS", "TrainingRows", "build_estimator", "train_on_table", "training_rows"]
+__all__ = ["CRYSTAL_SAMPLES", "TrainingRows", "build_estimator", "train_on_table", "training_rows"]
 
-SYMMETRY_TARGETS = {"crystal_system": "crystal_system", "extinction_group": "extinction_group", "space_group": "space_group_number"}
+# The shipped model's preprocessing: what the architecture `crystal` is made for.
+CRYSTAL_SAMPLES = {"cell": "reduced", "d_min": 1.0, "voxel_size": 0.5, "max_voxels": 2048, "threshold": -100.0, "standardize": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +58,16 @@ def training_rows(
     if split not in ("train", "all"):
         raise ValueError(f"`split` must be 'train' or 'all', got {split!r}")
     table = datasets.read_structures(path)
-    if target not in SYMMETRY_TARGETS and target not in table.columns:
-        raise ValueError(f"`target` must be one of {tuple(SYMMETRY_TARGETS)} or a column of {table.path}, got {target!r}")
+    if target not in TARGET_NAMES and target not in table.columns:
+        raise ValueError(f"`target` must be one of {tuple(TARGET_NAMES)} or a column of {table.path}, got {target!r}")
     rows = np.arange(table.n_rows)
     if split == "train":
         rows = rows[np.isin(datasets.assigned_sides(table), ("train", "validation"))]
-    if target not in SYMMETRY_TARGETS:
-        values = np.array([np.nan if v is None else float(v) for v in table.values(target)])
+    if target not in TARGET_NAMES:
+        values = _numbers(table, target)
         rows = rows[np.isfinite(values[rows])]
     table = table.take(datasets.random_rows(rows, limit, seed))
-    known: list[Any] = datasets.space_group_labels(table, symprec) if target in SYMMETRY_TARGETS else table.values(target)
+    known: list[Any] = datasets.space_group_labels(table, symprec) if target in TARGET_NAMES else table.values(target)
     ids, structures, targets, failed = [], [], [], []
     for index, row_id in enumerate(table.values("id")):
         try:
@@ -80,13 +81,29 @@ def training_rows(
         targets.append(value)
     if not ids:
         raise ValueError(f"{table.path}: no row to train on for {target!r} in the split {split!r}; use split 'all' or another table")
-    if target in SYMMETRY_TARGETS:
-        return TrainingRows(ids, structures, np.asarray(labels.target_of(np.array(targets), SYMMETRY_TARGETS[target])), failed)
+    if target in TARGET_NAMES:
+        return TrainingRows(ids, structures, np.asarray(labels.target_of(np.array(targets), TARGET_NAMES[target])), failed)
     return TrainingRows(ids, structures, np.array(targets, dtype=float), failed)
+
+
+def _numbers(table: datasets.StructureTable, column: str) -> np.ndarray:
+    """Return a column as floats, NaN where a row has none."""
+    values = []
+    for row_id, value in zip(table.values("id"), table.values(column), strict=True):
+        if isinstance(value, str | bytes) or not isinstance(value, SupportsFloat | None):
+            raise ValueError(
+                f"{table.path}: `target` must be one of {tuple(TARGET_NAMES)} or a column of numbers, got {column!r} with "
+                f"{value!r:.40} in row {row_id}"
+            )
+        values.append(np.nan if value is None else float(value))
+    return np.array(values)
 
 
 def build_estimator(family: str, *, regression: bool, **parameters: Any) -> Any:
     """Make an estimator of a family; a parameter that is None, or empty, stays at its default.
+
+    The architecture ``crystal`` has the shipped model's preprocessing as its default, ``CRYSTAL_SAMPLES``, unless `parameters` ask
+    for cells as given or Cartesian voxels, with which it has no meaning.
 
     Parameters
     ----------
@@ -110,7 +127,16 @@ def build_estimator(family: str, *, regression: bool, **parameters: Any) -> Any:
     if family not in families:
         raise ValueError(f"`family` must be one of {tuple(families)}, got {family!r}")
     estimator: Any = families[family][regression]()
-    return estimator.set_params(**{name: value for name, value in parameters.items() if value is not None and value != ()})
+    given = {name: value for name, value in parameters.items() if value is not None and value != ()}
+    for name in given:
+        if name not in estimator.get_params():
+            others = [other for other in families if other != family and hasattr(families[other][regression](), name)]
+            way_out = f"it belongs to the family {others[0]!r}" if others else f"it has {sorted(estimator.get_params())}"
+            raise ValueError(f"the family {family!r} has no parameter {name!r}; {way_out}")
+    has_meaning = given.get("cell") != "as_given" and given.get("voxel_basis") != "cartesian"
+    if family == "sparse_cnn" and given.get("architecture") == "crystal" and has_meaning:
+        given = CRYSTAL_SAMPLES | given
+    return estimator.set_params(**given)
 
 
 def train_on_table(estimator: Any, rows: TrainingRows, target: str, out: str | os.PathLike[str], *, data: Any, protocol: Any) -> None:
@@ -139,5 +165,5 @@ def train_on_table(estimator: Any, rows: TrainingRows, target: str, out: str | o
     for row_id, reason in rows.failed:
         print(f"{row_id}: left out: {reason}", file=sys.stderr)
     estimator.fit(rows.structures, rows.targets)
-    estimator.save(out, target=SYMMETRY_TARGETS.get(target), data=data, protocol=protocol)
+    estimator.save(out, target=TARGET_NAMES.get(target), data=data, protocol=protocol)
     datasets.save_train_ids(train_ids_path(out), rows.ids)

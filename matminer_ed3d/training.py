@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,17 @@ class TrainingOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for names, kind, expected in (
+            (("max_epochs", "batch_size"), Integral, "an integer"),
+            (("early_stopping",), Integral, "None or an integer"),
+            (("learning_rate", "weight_decay", "warmup_fraction", "validation_fraction"), Real, "a number"),
+            (("noise_level", "gradient_norm"), Real, "a number"),
+            (("ema_decay",), Real, "None or a number"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not (isinstance(value, kind) and not isinstance(value, bool)) and not (value is None and "None" in expected):
+                    raise ValueError(f"`{name}` must be {expected}, got {value!r}")
         in_range = {
             "max_epochs": (self.max_epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),

@@ -22,11 +22,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.validation import check_is_fitted
 
 from matminer_ed3d import checkpoints, estimators
 from matminer_ed3d.density import Density
 from matminer_ed3d.estimators import PointNetClassifier, PointNetRegressor, SparseCNNClassifier, SparseCNNRegressor
 from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
+from matminer_ed3d.samples import make_sample
 
 FAST: dict[str, Any] = {
     "max_epochs": 5,
@@ -307,8 +309,19 @@ def test_defaults_follow_the_architecture() -> None:
     for cls in ESTIMATORS:
         paper = cls(architecture="paper")._sample_options()
         assert (paper.voxel_size, paper.max_points) == (0.25, "paper")
-        chosen = cls(architecture="paper", voxel_size=0.4, max_points=None)._sample_options()
-        assert (chosen.voxel_size, chosen.max_points) == (0.4, None)
+        assert paper.reduction == "random"
+        chosen = cls(architecture="paper", voxel_size=0.4, max_points=None, reduction="mean")._sample_options()
+        assert (chosen.voxel_size, chosen.max_points, chosen.reduction) == (0.4, None, "mean")
+    for cls in (PointNetClassifier, PointNetRegressor):
+        assert cls()._sample_options().reduction == "random"
+    for cls in (SparseCNNClassifier, SparseCNNRegressor):
+        other, paper = cls()._sample_options(), cls(architecture="paper")._sample_options()
+        assert (other.reduction, other.voxel_basis, paper.voxel_basis) == ("mean", "lattice", "cartesian")
+        cut = cls(architecture="paper", cell="reduced", d_min=1.0)._sample_options()  # voxels of a resolution are along the lattice
+        cut.check()
+        assert cut.voxel_basis == "lattice"
+        with pytest.raises(ValueError, match="voxel_basis='lattice'"):
+            cls(architecture="paper", cell="reduced", d_min=1.0, voxel_basis="cartesian")._sample_options().check()
 
 
 def test_header_says_what_the_weights_are_for(tmp_path: Path) -> None:
@@ -339,6 +352,9 @@ def test_what_fit_refuses() -> None:
         (X, None, None, "y is None"),
         (X, ["one"] * 24, None, "at least two classes, got one class"),
         (X, [*y[:-1], None], None, r"None or NaN in rows \[23\]"),
+        (X, [*y[:-1], float("nan")], None, r"None or NaN in rows \[23\]"),
+        (X, pd.Series([*y[:-1], pd.NA], dtype="string"), None, r"None or NaN in rows \[23\]"),
+        (X, y, np.where(y == "one", 1.0, 0.0), "one class: .*among the rows of a weight above zero"),
         (X, np.linspace(0, 1, 24), None, "continuous"),
         ([*X[:3], float("nan"), *X[4:]], y, None, r"NaN in 1 rows, the first \[3\]; a featurizer"),
         ([*X[:3], None, *X[4:]], y, None, r"the first \[3\]"),
@@ -376,6 +392,19 @@ def test_what_fit_refuses() -> None:
         ({"cell": "giant"}, "`cell` must be"),
         ({"device": "abacus"}, "`device` must be"),
         ({"class_weight": "fair"}, "class_weight"),
+        ({"class_weight": {"one": 0.0, "two": 0.0}}, "at least two classes, got no class"),
+        ({"class_weight": {"one": 0.0, "two": 1.0}}, "at least two classes, got one class"),
+        ({"class_weight": {"one": -1.0, "two": 1.0}}, "`class_weight` must be finite"),
+        ({"channels": "total"}, r"`channels` must be a tuple of names, got the string 'total'; write \('total',\)"),
+        ({"augmentations": "noise"}, r"`augmentations` must be a tuple of names, got the string 'noise'"),
+        ({"max_epochs": 1.5}, r"`max_epochs` must be an integer, got 1\.5"),
+        ({"batch_size": "8"}, "`batch_size` must be an integer, got '8'"),
+        ({"learning_rate": "fast"}, "`learning_rate` must be a number"),
+        ({"early_stopping": 2.5}, "`early_stopping` must be None or an integer"),
+        ({"voxel_size": "0.25"}, r"`voxel_size` must be a number in Å or 'auto', got '0\.25'"),
+        ({"max_points": 10.5}, "`max_points` must be an integer"),
+        ({"max_points": "all"}, "`max_points` must be an integer"),
+        ({"threshold": None}, "`threshold` must be a number"),
     ],
 )
 def test_parameters_are_checked_in_fit_only(params: dict[str, Any], message: str) -> None:
@@ -397,6 +426,91 @@ def test_what_predict_refuses() -> None:
         model.predict([])
     with pytest.raises(ValueError, match="holds a PointNetClassifier, not a PointNetRegressor"):
         _load_as_another(model)
+
+
+def test_a_fit_that_fails_leaves_nothing_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matminer_ed3d import training
+
+    for cls in ESTIMATORS:
+        X, y = data(cls)
+        cls(**FAST | {"max_epochs": 1}).fit(X, y).save(tmp_path / "m.safetensors")
+        model = cls.load(tmp_path / "m.safetensors")
+        model.predict(X[:2])
+
+        def diverge(*args: Any, **options: Any) -> Any:
+            raise FloatingPointError("the loss is nan")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train", diverge)
+            with pytest.raises(FloatingPointError):
+                model.fit(X, [*y[:-1], y[0]])
+        with pytest.raises(NotFittedError):
+            model.predict(X)
+        with pytest.raises(NotFittedError):
+            check_is_fitted(model)
+        assert not hasattr(model, "header_")
+
+
+def test_a_ready_sample_of_another_preprocessing_is_refused() -> None:
+    X, y = data(SparseCNNClassifier)
+    sample = X[0]
+    assert isinstance(sample, SparseTensor)
+    model = SparseCNNClassifier(**FAST | {"max_epochs": 1}).fit(X, y)
+    strangers = {
+        r"row 1 of `X`|`voxel_basis` 'lattice', got a SparseTensor in open space.*DensitySparseTensor\(": replace(sample, grid_shape=None),
+        r"voxels of about 0\.5 Å.*got a mean edge of 1\.5 Å": replace(sample, voxel_basis=1.5 * np.eye(3)),
+        r"got a mean edge of 0\.2 Å": replace(sample, voxel_basis=0.2 * np.eye(3)),
+    }
+    for message, stranger in strangers.items():
+        with pytest.raises(ValueError, match=message):
+            model.predict([sample, stranger])
+    model.predict([replace(sample, voxel_basis=0.7 * np.eye(3)), replace(sample, voxel_basis=0.35 * np.eye(3))])
+    with pytest.raises(ValueError, match=r"`voxel_basis` 'cartesian', got a periodic SparseTensor \(4, 4, 4\)"):
+        SparseCNNClassifier(**FAST, voxel_basis="cartesian").fit(X, y)
+
+
+def test_the_shipped_preprocessing_takes_its_own_samples_and_no_raw_ones(crystals: dict[str, Structure]) -> None:
+    model = SparseCNNClassifier(cell="reduced", d_min=1.0, voxel_size=0.5, max_voxels=2048, threshold=-100.0, standardize=True, **FAST)
+    options = model._sample_options()
+    model.sample_options_ = options
+    rng = np.random.default_rng(0)
+    for structure in crystals.values():
+        sample = make_sample(structure, options)
+        assert isinstance(sample, SparseTensor)
+        noisy = replace(sample, feats=(sample.feats + 0.3 * rng.standard_normal(sample.feats.shape)).astype(np.float32))
+        model._samples([sample, noisy], rng=None)
+        raw = make_sample(structure, replace(options, standardize=False))
+        with pytest.raises(ValueError, match=r"expected a standardized total .*got mean [\d.]+ and rms.*standardize=True"):
+            model._samples([raw], rng=None)
+    large = make_sample(crystals["monoclinic"].make_supercell([3, 3, 3], in_place=False), replace(options, max_voxels=60))
+    model._samples([large], rng=None)  # `max_voxels` enlarges voxels
+    flat = SparseTensor(np.zeros((1, 3), np.int32), np.zeros((1, 1), np.float32), ("total",), 0.5 * np.eye(3), (1, 1, 1))
+    model._samples([flat], rng=None)
+
+
+def test_voxels_refuse_a_rotation_that_does_nothing() -> None:
+    for cls in (SparseCNNClassifier, SparseCNNRegressor):
+        with pytest.raises(ValueError, match="no effect; take 'permutation'.*use PointNet"):
+            cls(**FAST, augmentations=("origin_shift", "rotation")).fit(*data(cls))
+
+
+def test_a_prediction_holds_a_bounded_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = data(PointNetClassifier)
+    model = PointNetClassifier(**FAST | {"max_epochs": 1}).fit(X, y)
+    whole = model.predict_proba(X)
+    monkeypatch.setattr(estimators, "ROWS_AT_ONCE", 2)
+    model.set_params(batch_size=4)
+    make, held = type(model)._samples, []
+
+    def counted(self: Any, rows: list[Any], **options: Any) -> Any:
+        held.append(len(rows))
+        return make(self, rows, **options)
+
+    monkeypatch.setattr(PointNetClassifier, "_samples", counted)
+    np.testing.assert_allclose(model.predict_proba(X[:21]), whole[:21], atol=1e-6)
+    assert held == [8, 8, 5]
+    with pytest.raises(TypeError, match="row 20 of `X`"):
+        model.predict([*X[:20], 3])
 
 
 def _load_as_another(model: Any) -> None:

@@ -8,10 +8,12 @@ import re
 import warnings
 from typing import Any
 
+from matminer_ed3d.readers.displacements import add_displacements, has_displacements
 from matminer_ed3d.readers.streams import TextStream
 
 __all__ = ["read_cif", "read_json"]
 
+SHOWN = 5  # labels named in a warning
 LETTERS = re.compile(r"[A-Za-z]+")
 NO_GUESS = re.compile(
     "Spacegroup from|fractional coordinates rounded|Cannot determine chemical composition|stoichiometry check|is not a valid"
@@ -20,25 +22,23 @@ NO_GUESS = re.compile(
 PARSER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def _first_atoms(text: str) -> Any:
-    """Table of label, type symbol, occupancy, U and B (all but the label optional) of the first block with atoms; None without one."""
+def _first_block(text: str) -> Any:
+    """Return gemmi's first CIF block with atoms; None without one."""
     import gemmi
 
     try:
         document = gemmi.cif.read_string(text)
     except (ValueError, RuntimeError):  # pymatgen forgives more than the standard does
         return None
-    tags = ["label", "?type_symbol", "?occupancy", "?U_iso_or_equiv", "?B_iso_or_equiv"]
-    tables = (block.find("_atom_site_", tags) for block in document)
-    return next((table for table in tables if len(table) > 0), None)
+    return next((block for block in document if len(block.find_values("_atom_site_label")) > 0), None)
 
 
-def _check_atoms(stream: TextStream, table: Any) -> None:
+def _check_atoms(stream: TextStream, block: Any) -> None:
     """Refuse what pymatgen leaves out or takes for something else without a word."""
     from gemmi.cif import as_number
     from pymatgen.core.periodic_table import Element
 
-    for row in table:
+    for row in block.find("_atom_site_", ["label", "?type_symbol", "?occupancy"]):
         symbol = row.str(1) if row.has(1) else ""
         letters = LETTERS.match(symbol)
         if symbol and not (letters and Element.is_valid_symbol(letters[0].capitalize())):
@@ -48,20 +48,16 @@ def _check_atoms(stream: TextStream, table: Any) -> None:
             raise stream.error(f"occupancy {row[2]} of atom {row.str(0)}", "at least 0, at most 1")
 
 
-def _displacements(table: Any) -> dict[str, float]:
-    """Equivalent isotropic U (Å²) by atom label, where the CIF gives a positive one."""
-    from gemmi.cif import as_number
+def _operations(parser: Any, text: str, name: str) -> list[Any]:
+    """Return the symmetry operations that pymatgen reads in one block; none if it does not know the block."""
+    from pymatgen.io.cif import CifFile
 
-    given: dict[str, float] = {}
-    twice: set[str] = set()
-    for row in table:
-        label = row.str(0)
-        u_iso = as_number(row[3]) if row.has(3) else math.nan
-        if math.isnan(u_iso) and row.has(4):
-            u_iso = as_number(row[4]) / (8 * math.pi**2)
-        if u_iso > 0 and given.setdefault(label, u_iso) != u_iso:
-            twice.add(label)
-    return {label: u_iso for label, u_iso in given.items() if label not in twice}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said before, when the atoms were read
+        block = CifFile.from_str(text).data.get(name[:74])
+        if block is None:
+            return []
+        return list(parser.get_magsymops(block) if parser.feature_flags["magcif"] else parser.get_symops(block))
 
 
 def _check_sites(stream: TextStream, structure: Any) -> None:
@@ -82,8 +78,9 @@ def _check_sites(stream: TextStream, structure: Any) -> None:
 def read_cif(stream: TextStream) -> Any:
     """Read the first structure of a CIF as a pymatgen Structure, in the cell of the file.
 
-    Equivalent isotropic displacements become the site property ``u_iso`` (Å²) where the file gives positive ones. A coordinate
-    within 1e-4 of a third or a sixth, such as 0.3333, is taken for it, as pymatgen does.
+    Displacements become the site property ``u_iso`` or ``U11_cif`` to ``U12_cif`` (Å²), see
+    :func:`matminer_ed3d.readers.displacements.add_displacements`; a file that gives them for some atoms only makes a UserWarning, one
+    that gives none does not. A coordinate within 1e-4 of a third or two thirds, such as 0.3333, is taken for it, as pymatgen does.
 
     Raises
     ------
@@ -93,13 +90,14 @@ def read_cif(stream: TextStream) -> Any:
     from pymatgen.io.cif import CifParser
 
     text = stream.read_rest()
-    table = _first_atoms(text)
-    if table is not None:
-        _check_atoms(stream, table)
+    block = _first_block(text)
+    if block is not None:
+        _check_atoms(stream, block)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            structure = CifParser.from_str(text).parse_structures(primitive=False)[0]
+            parser = CifParser.from_str(text)
+            structure = parser.parse_structures(primitive=False)[0]
         except PARSER_ERRORS as error:
             reasons = [str(warning.message).splitlines()[-1] for warning in caught if "No structure parsed" in str(warning.message)]
             reason = "; ".join(reasons) or str(error) or type(error).__name__
@@ -109,10 +107,12 @@ def read_cif(stream: TextStream) -> Any:
     for note in _notes(caught):
         warnings.warn(f"{stream.path}: {note}", UserWarning, stacklevel=3)
     _check_sites(stream, structure)
-    u_iso = {} if table is None else _displacements(table)
-    values = [u_iso.get(site.label) for site in structure]
-    if any(value is not None for value in values):
-        structure.add_site_property("u_iso", values)
+    if block is not None and has_displacements(block):
+        bare = add_displacements(structure, block, _operations(parser, text, block.name))
+        if bare:
+            some = ", ".join(bare[:SHOWN]) + (" ..." if len(bare) > SHOWN else "")
+            message = f"{stream.path}: no usable displacement for {len(bare)} atoms ({some}); they get the default B of 0.5 Å², or `b_iso`"
+            warnings.warn(message, UserWarning, stacklevel=3)
     return structure
 
 

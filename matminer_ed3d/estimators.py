@@ -42,7 +42,8 @@ AUTO: dict[tuple[str, str], dict[str, Any]] = {
     ("points", "other"): {"voxel_size": 0.5, "max_points": 4096, "reduction": "random"},
     ("voxels", "other"): {"voxel_size": 0.5, "max_points": None, "reduction": "mean", "voxel_basis": "lattice"},
 }
-RESOLVED = {"reduction": "mean", "voxel_basis": "lattice"}  # "auto" where `d_min` is set: voxels there are exact and along the lattice
+# Of "auto" where `d_min` is set: such voxels are exact, along the lattice, and capped by `max_voxels`.
+RESOLVED = {"reduction": "mean", "voxel_basis": "lattice", "max_points": None}
 FITTED = ("module_", "classes_", "target_scale_", "history_", "sample_options_", "header_")
 ROWS_AT_ONCE = 16  # batches whose samples are held at once in a prediction
 RUN_ONLY = ("device", "random_state", "checkpoint_dir", "n_jobs", "verbose")  # parameters of a run, not of what it learned

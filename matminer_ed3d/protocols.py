@@ -4,11 +4,14 @@ A cell in its standard setting gives symmetry away (the metric and the centring 
 of the ICSD), so every score is reported under a named protocol:
 
 ``conventional``
-    The conventional standard cell (the choice of the paper for the ICSD).
+    The conventional standard cell as spglib idealises it at symprec 0.1, in standard origin and orientation (the choice of the
+    paper for the ICSD). Idealising gives a crystal that is symmetric within that tolerance its exact symmetry, which a model
+    then sees; the cell is not the one somebody wrote down.
 ``primitive``
-    The cell as given (the choice of the paper for the Materials Project).
+    The cell as given, nothing idealised (the choice of the paper for the Materials Project).
 ``blind``
-    The Niggli-reduced primitive cell, then a random unimodular change of basis, a random origin and a random rotation.
+    The Niggli-reduced primitive cell, then a random unimodular change of basis, a random origin and a random rotation; nothing
+    idealised.
 
 Splits depend on the text of an id, a formula and a number only: no order of rows, machine or seed changes them.
 """
@@ -202,6 +205,9 @@ def _check_cell(cell: Cell) -> None:
 def conventional_cell(cell: Cell, symprec: float = 0.1) -> tuple[Cell, str]:
     """Return the conventional standard cell as spglib idealises it, and its centring letter (P, A, B, C, I, F or R).
 
+    Origin and orientation are the standard ones; lengths, angles and atoms are moved, within `symprec`, to where they make the
+    symmetry exact.
+
     Raises
     ------
     ValueError
@@ -290,7 +296,7 @@ def apply_protocol(structure: Structure, protocol: str, rng: np.random.Generator
     ----------
     structure : pymatgen Structure
         May hold partial occupancies. Under ``primitive`` it comes back as it is; otherwise sites keep species and occupancy
-        and lose other properties.
+        and lose other properties, displacements among them.
     protocol : {"conventional", "primitive", "blind"}
         See the head of this module.
     rng : numpy Generator, int or None

@@ -1,7 +1,7 @@
 """The two samples of a density, ``PointCloud`` and ``SparseTensor``: what the feature side makes and the network side eats.
 
-Both are frozen and validated when made, hold numpy arrays of one dtype each, whatever was given, and have no ``__len__``, ``__iter__`` or ``__array__``: numpy,
-pandas and matminer would take such an object apart.
+Both are frozen and validated when made, hold numpy arrays of one dtype each, whatever was given, and have no ``__len__``,
+``__iter__`` or ``__array__``: numpy, pandas and matminer would take such an object apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32
+from jaxtyping import Float, Float32, Int32
 
 __all__ = ["PointCloud", "Sample", "SparseTensor"]
 
@@ -113,7 +113,7 @@ class PointCloud:
     coords: Float32[np.ndarray, "n_points 3"]
     feats: Float32[np.ndarray, "n_points n_channels"]
     channels: tuple[str, ...]
-    lattice: Float64[np.ndarray, "3 3"]
+    lattice: Float[np.ndarray, "3 3"]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coords", _cast("coords", self.coords, np.float32))
@@ -159,7 +159,7 @@ class SparseTensor:
     coords: Int32[np.ndarray, "n_points 3"]
     feats: Float32[np.ndarray, "n_points n_channels"]
     channels: tuple[str, ...]
-    voxel_basis: Float64[np.ndarray, "3 3"]
+    voxel_basis: Float[np.ndarray, "3 3"]
     grid_shape: tuple[int, int, int] | None
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ class SparseTensor:
         return len(self.coords)
 
     @property
-    def lattice(self) -> Float64[np.ndarray, "3 3"] | None:
+    def lattice(self) -> Float[np.ndarray, "3 3"] | None:
         """Rows a, b, c in Å of the periodic cell; None in open space."""
         return None if self.grid_shape is None else self.voxel_basis * np.array(self.grid_shape)[:, None]
 

@@ -116,6 +116,10 @@ def _density(source: Any, options: SampleOptions) -> Density:
 def make_sample(source: Any, options: SampleOptions, rng: Rng = None) -> Sample:
     """Make one sample.
 
+    A structure's density is made on the grid that the sample needs. With ``reduction="random"`` or ``voxel_basis="cartesian"`` its points
+    are a third of `voxel_size` apart, 27 to a voxel, so that there is something to draw from or to average: such a sample takes some ten
+    times as long as the lattice-aligned means, and memory for 27 values per voxel.
+
     Parameters
     ----------
     source : Structure, Chgcar, Density, path or ready sample

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -138,17 +140,46 @@ def _random_grid_points(
     return voxels, points
 
 
-def _cartesian_voxels(density: Density, voxel_size: float) -> tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, " n_grid"]]:
-    """Occupied Cartesian voxels of the cell's grid points, each centred on its indices, and the voxel of each grid point.
-
-    The coordinates of a grid are sums of one term per axis, so no (n_grid, 3) array of positions is ever made.
-    """
+def _cartesian_positions(density: Density, voxel_size: float) -> Iterator[Float[np.ndarray, "nx ny nz"]]:
+    """x, y, z of the grid points in units of `voxel_size`: sums of one term per axis."""
     axes = [np.arange(n) / n for n in density.grid_shape]
-    cart = density.lattice / voxel_size
-    index = [
-        np.floor(axes[0][:, None, None] * cart[0, i] + axes[1][:, None] * cart[1, i] + axes[2] * cart[2, i] + (0.5 + 1e-9)).astype(np.int64)
-        for i in range(3)
-    ]
+    for x in (density.lattice / voxel_size).T:
+        yield axes[0][:, None, None] * x[0] + axes[1][:, None] * x[1] + axes[2] * x[2]
+
+
+def _cartesian_means(
+    density: Density, stack: Float[np.ndarray, "n_stacked nx ny nz"], voxel_size: float
+) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, "n n_stacked"]]:
+    """Cartesian voxels that the cell touches, each centred on its indices, and the mean of what of the cell lies in each.
+
+    Each grid point stands for a box, as wide as the step of the grid and no wider than a voxel, and is shared by the voxels that it
+    lies in, at most two along an axis. Without that a voxel of three points beside one of two would count a sharp atom twice.
+    """
+    widths = np.minimum(1.0, np.abs(density.lattice / np.array(density.grid_shape)[:, None]).sum(axis=0) / voxel_size)
+    first, upper = [], []
+    for x, width in zip(_cartesian_positions(density, voxel_size), widths, strict=True):
+        start = (x + 0.5 * (1 - width)).ravel()
+        index = np.floor(start + 1e-6 * width).astype(np.int64)
+        share = (start + width - index - 1) / width  # of the box, in the next voxel
+        first.append(index)
+        upper.append(np.where(share > 1e-6, np.minimum(share, 1.0), 0.0))
+    low = [int(index.min()) for index in first]
+    size = tuple(int(index.max()) - lo + 2 for index, lo in zip(first, low, strict=True))
+    sums = np.zeros((1 + len(stack), prod(size)))
+    channels = [None, *stack.reshape(len(stack), -1)]
+    for corner in product((0, 1), repeat=3):
+        weight: Any = prod(share if step else 1 - share for share, step in zip(upper, corner, strict=True))
+        rows = np.flatnonzero(weight)
+        key = np.ravel_multi_index([index[rows] - lo + step for index, lo, step in zip(first, low, corner, strict=True)], size)
+        for total, values in zip(sums, channels, strict=True):
+            total += np.bincount(key, weights=weight[rows] * (1.0 if values is None else values[rows]), minlength=prod(size))
+    keys = np.flatnonzero(sums[0] > 0)
+    return np.stack(np.unravel_index(keys, size), axis=1) + low, (sums[1:, keys] / sums[0, keys]).T
+
+
+def _cartesian_voxels(density: Density, voxel_size: float) -> tuple[Int[np.ndarray, "n 3"], Int[np.ndarray, " n_grid"]]:
+    """Occupied Cartesian voxels of the cell's grid points, each centred on its indices, and the voxel of each grid point."""
+    index = [np.floor(x + (0.5 + 1e-9)).astype(np.int64) for x in _cartesian_positions(density, voxel_size)]
     low = [int(x.min()) for x in index]
     size = [int(x.max()) - lo + 1 for x, lo in zip(index, low, strict=True)]
     key = ((index[0] - low[0]) * size[1] + (index[1] - low[1])) * size[2] + (index[2] - low[2])
@@ -254,7 +285,7 @@ def sample_voxels(
     reduction : {"mean", "random"}
         Mean density of each voxel, or the value of one of its grid points at random (the paper's default). The mean over a
         lattice-aligned voxel takes each value of the grid as constant over the voxel around its point, so that at any ratio the
-        electrons stay and nothing is out of range; that over a Cartesian one is the mean of the grid points inside.
+        electrons stay and nothing is out of range; that over a Cartesian one is over the part of the cell that lies in it.
     threshold : float
         Voxels whose total density lies below this (e/Å³) are left out.
     max_points : int, "paper" or None
@@ -297,13 +328,11 @@ def sample_voxels(
             values = stack[(slice(None), *points.T)].T
     else:
         basis = voxel_size * np.eye(3)
-        coords, row = _cartesian_voxels(density, voxel_size)
-        flat = stack.reshape(len(stack), -1)
         if reduction == "mean":
-            counts = np.bincount(row, minlength=len(coords))
-            values = np.stack([np.bincount(row, weights=channel, minlength=len(coords)) / counts for channel in flat], axis=1)
+            coords, values = _cartesian_means(density, stack, voxel_size)
         else:
-            values = flat[:, _one_of_each(row, len(coords), generator)].T
+            coords, row = _cartesian_voxels(density, voxel_size)
+            values = stack.reshape(len(stack), -1)[:, _one_of_each(row, len(coords), generator)].T
     rows = _select(values[:, 0], threshold, max_points, density.volume)
     return SparseTensor(
         coords=coords[rows].astype(np.int32),

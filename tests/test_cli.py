@@ -194,6 +194,23 @@ def test_featurize_refuses_an_ending_that_does_not_fit(capsys, tmp_path, cif_pat
     assert "must end in" in err
 
 
+def test_featurize_statistics_takes_channels_and_no_sampling_option(capsys, tmp_path, cif_path):
+    import pandas as pd
+
+    columns = {}
+    for channels in ("total", "total,up"):
+        out = tmp_path / f"{channels}.csv"
+        assert run(capsys, "featurize", cif_path, "--channels", channels, "--out", out)[0] == 0
+        columns[channels] = set(pd.read_csv(out).columns)
+    assert columns["total"] < columns["total,up"]
+    for option in (["--voxel-size", 0.3], ["--threshold", 0], ["--seed", 0], ["--max-points", 5], ["--reduction", "mean"]):
+        status, _, err = run(capsys, "featurize", cif_path, "--out", tmp_path / "x.csv", *option)
+        assert status == 1
+        assert f"statistics does not take {option[0]}; leave it out" in err
+    samples = ["--featurizer", "points", "--voxel-basis", "lattice", "--out", tmp_path / "x.npz"]
+    assert "points does not take --voxel-basis" in run(capsys, "featurize", cif_path, *samples)[2]
+
+
 # train and evaluate
 
 
@@ -239,6 +256,11 @@ def test_train_a_regressor_on_a_column(capsys, tmp_path, table):
     [
         (["train", "TABLE", "--target", "colour", "--model-out", "x.safetensors"], "or a column of"),
         (["train", "TABLE", "--target", "space_group", "--model-out", "x.pickle", "--split", "all"], "must end in .safetensors"),
+        (["train", "TABLE", "--target", "formula", "--model-out", "x.safetensors", "--split", "all"], "a column of numbers, got 'formula'"),
+        (
+            ["train", "TABLE", "--target", "band_gap", "--model-out", "x.safetensors", "--family", "pointnet", "--d-min", "1"],
+            "'pointnet' has no parameter 'd_min'; it belongs to the family 'sparse_cnn'",
+        ),
         (["train", "absent.parquet", "--target", "space_group", "--model-out", "x.safetensors"], "no such file"),
         (["evaluate", "absent.parquet", "--model", "MODEL"], "no such file"),
         (["evaluate", "TABLE", "--model", "MODEL", "--noise", "-1"], "`noise`"),
@@ -250,6 +272,52 @@ def test_what_cannot_run_is_one_line(capsys, table, model_path, arguments, messa
     assert status == 1
     assert message in err
     assert err.splitlines()[-1].startswith("ed3d: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FloatingPointError("the loss is nan"), "ed3d: FloatingPointError: the loss is nan"),
+        (RuntimeError("CUDA is\nbroken"), "ed3d: RuntimeError: CUDA is broken"),
+        (KeyError("density"), "ed3d: KeyError: 'density'"),
+        (MemoryError(), "ed3d: MemoryError"),
+        (ValueError("a name"), "ed3d: a name"),
+    ],
+)
+def test_what_breaks_underway_is_one_line(capsys, monkeypatch, error, line):
+    from matminer_ed3d import checkpoints
+
+    def broken():
+        raise error
+
+    monkeypatch.setattr(checkpoints, "list_pretrained", broken)
+    assert run(capsys, "models") == (1, "", line + "\n")
+
+
+def test_train_makes_the_shipped_model_s_samples(capsys, tmp_path, table, monkeypatch):
+    from matminer_ed3d import table_training
+
+    made = []
+    monkeypatch.setattr(table_training, "train_on_table", lambda estimator, *args, **header: made.append((estimator, header)))
+    arguments = ["train", table, "--target", "space_group", "--model-out", tmp_path / "m.safetensors", "--split", "all"]
+    plain = ["--standardize", "--max-voxels", 99, "--threshold", -9, "--reduction", "mean", "--voxel-basis", "lattice"]
+    plain += ["--multiple-of", 2, "--ema-decay", 0.9, "--weight-decay", 0.1, "--cell", "reduced", "--d-min", 2]
+    for options in ([], ["--architecture", "crystal"], ["--architecture", "crystal", "--d-min", 0.8, "--no-standardize"], plain):
+        assert run(capsys, *arguments, *options)[0] == 0
+    small, crystal, sharper, named = (estimator.get_params() for estimator, _ in made)
+    default = SparseCNNClassifier().get_params()
+    names = ("cell", "d_min", "voxel_size", "max_voxels", "threshold", "standardize", "reduction", "voxel_basis", "weight_decay")
+    assert {name: small[name] for name in names} == {name: default[name] for name in names}
+    assert tuple(crystal[name] for name in names[:6]) == ("reduced", 1.0, 0.5, 2048, -100.0, True)
+    assert tuple(sharper[name] for name in names[:6]) == ("reduced", 0.8, 0.5, 2048, -100.0, False)
+    assert tuple(named[name] for name in names) == ("reduced", 2.0, "auto", 99, -9.0, True, "mean", "lattice", 0.1)
+    assert (named["multiple_of"], named["ema_decay"]) == (2, 0.9)
+    for estimator, _ in made:
+        estimator._sample_options().check()
+    assert "as the table gives it" in made[0][1]["protocol"]["cell"]
+    as_given = table_training.build_estimator("sparse_cnn", regression=False, architecture="crystal", cell="as_given")
+    as_given._sample_options().check()
+    assert as_given.d_min is None
 
 
 def test_wrong_usage_is_argparse_s():
@@ -268,6 +336,22 @@ def test_models_lists_what_is_shipped(capsys):
     assert status == 0
     assert set(json.loads(out)) == set(list_pretrained())
     assert run(capsys, "models")[0] == 0
+
+
+def test_models_says_what_each_was_trained_on(capsys, monkeypatch):
+    from matminer_ed3d import checkpoints
+
+    header = {"estimator": "SparseCNNClassifier", "params": {"architecture": "crystal"}, "target": "space_group_number", "classes": [1, 2]}
+    header |= {"data": {"table": "t.parquet", "n_rows": 5}, "protocol": "blind cells", "metrics": {"test": {"top1": 0.81234, "n": [3, 4]}}}
+    monkeypatch.setattr(checkpoints, "list_pretrained", lambda: {"a": header, "b": header | {"metrics": None}})
+    assert run(capsys, "models")[1].splitlines()[:5] == [
+        "a: SparseCNNClassifier, crystal, space_group_number, 2 classes",
+        "  trained on: table t.parquet, n_rows 5",
+        "  protocol:   blind cells",
+        "  metrics:    test {top1 0.8123, n 3 4}",
+        "b: SparseCNNClassifier, crystal, space_group_number, 2 classes",
+    ]
+    assert "  metrics:    not recorded" in run(capsys, "models")[1]
 
 
 def test_help_is_fast_and_imports_nothing_heavy():

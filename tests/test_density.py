@@ -97,6 +97,20 @@ def test_a_change_of_basis_that_is_none_is_refused(matrix: object) -> None:
         random_density().change_basis(matrix)
 
 
+@pytest.mark.parametrize("grid_shape", [(0, 1, 1), (4, -4, 4), (4, 4)])
+@pytest.mark.usefixtures("as_user")
+def test_a_change_of_basis_to_no_points_is_refused(grid_shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="`grid_shape` must be three counts of at least 1"):
+        random_density().change_basis(np.eye(3), grid_shape)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["total", "diff"])
+def test_complex_values_are_refused(name: str) -> None:
+    channels = {"total": np.ones(SHAPE), "diff": np.zeros(SHAPE)}
+    with pytest.raises(ValueError, match=f"channel '{name}' must be real, got complex numbers"):
+        Density(lattice=LATTICE, channels={**channels, name: channels[name] + 0j})
+
+
 # Channels
 
 
@@ -169,6 +183,14 @@ def test_a_change_of_basis_conserves_electrons_per_volume(matrix: list[list[int]
     np.testing.assert_allclose(changed.lattice, np.array(matrix) @ LATTICE)
     for name in ("total", "diff"):
         assert changed.n_electrons(name) == pytest.approx(n_cells * density.n_electrons(name), rel=1e-12)
+
+
+@pytest.mark.parametrize("grid_shape", [None, (10, 20, 16), (20, 20, 16)])
+@pytest.mark.parametrize("matrix", [np.eye(3, dtype=int), UNIMODULAR[0], UNIMODULAR[2]])
+def test_a_change_of_basis_of_an_anisotropic_grid_takes_no_sample_of_its_points(matrix: object, grid_shape) -> None:
+    total = np.random.default_rng(0).random((30, 20, 16))
+    density = Density(lattice=np.diag([3.0, 2.0, 4.0]), channels={"total": total})
+    assert density.change_basis(matrix, grid_shape).n_electrons() == pytest.approx(density.n_electrons(), rel=1e-12)
 
 
 # Means over voxels and values at points
@@ -282,6 +304,15 @@ def assert_same(left: Density, right: Density) -> None:
 def spin_density(nacl: Structure) -> Density:
     total = Density.from_structure(nacl, grid_shape=(4, 5, 6)).channel("total")
     return Density(lattice=nacl.lattice.matrix, channels={"total": total, "diff": 0.1 * total}, structure=nacl, is_voxel_mean=True)
+
+
+@pytest.mark.parametrize("method", ["mean", "point"])
+def test_the_density_of_a_structure_is_stored_with_what_its_values_are(quartz: Structure, method: str) -> None:
+    density = Density.from_structure(quartz, grid_shape=(4, 5, 6), method=method)
+    assert density.is_voxel_mean is (method == "mean")
+    assert_same(density, pickle.loads(pickle.dumps(density)))
+    assert_same(density, Density.from_dict(density.as_dict()))
+    assert_same(density, json.loads(json.dumps(density, cls=MontyEncoder), cls=MontyDecoder))
 
 
 def test_pickle(spin_density: Density) -> None:

@@ -459,7 +459,7 @@ def test_a_ready_sample_of_another_preprocessing_is_refused() -> None:
     strangers = {
         r"row 1 of `X`|`voxel_basis` 'lattice', got a SparseTensor in open space.*DensitySparseTensor\(": replace(sample, grid_shape=None),
         r"voxels of about 0\.5 Å.*got a mean edge of 1\.5 Å": replace(sample, voxel_basis=1.5 * np.eye(3)),
-        r"got a mean edge of 0\.2 Å": replace(sample, voxel_basis=0.2 * np.eye(3)),
+        r"got a mean edge of 0\.1 Å": replace(sample, voxel_basis=0.1 * np.eye(3)),
     }
     for message, stranger in strangers.items():
         with pytest.raises(ValueError, match=message):
@@ -490,7 +490,7 @@ def test_the_shipped_preprocessing_takes_its_own_samples_and_no_raw_ones(crystal
 
 def test_voxels_refuse_a_rotation_that_does_nothing() -> None:
     for cls in (SparseCNNClassifier, SparseCNNRegressor):
-        with pytest.raises(ValueError, match="no effect; take 'permutation'.*use PointNet"):
+        with pytest.raises(ValueError, match=r"no effect; take 'permutation'.*use PointNet"):
             cls(**FAST, augmentations=("origin_shift", "rotation")).fit(*data(cls))
 
 

@@ -84,7 +84,13 @@ def test_an_oracle_scores_one(path, rows, protocol, shown):
     assert result["n"] == 20
     assert result["n_failed"] == 0
     for target in ("space_group", "extinction_group", "crystal_system"):
-        assert result[target]["top1"] == result[target]["top3"] == result[target]["macro_f1"] == 1.0
+        assert (
+            result[target]["top1_counting_failures"]
+            == result[target]["top1"]
+            == result[target]["top3"]
+            == result[target]["macro_f1"]
+            == 1.0
+        )
         assert result[target]["controls"] is None
         assert result[target]["controls_reason"] == "switched off"
         assert result[target]["ece"] == pytest.approx(0.1)
@@ -150,6 +156,8 @@ def test_one_bad_row_never_stops_the_run(tmp_path, rows):
     result = evaluation.evaluate(path, oracle(rows), control_rows=0, progress=False)
     assert (result["n"], result["n_failed"]) == (5, 6)
     assert result["space_group"]["top1"] == 1.0
+    for target in ("space_group", "extinction_group", "crystal_system"):
+        assert result[target]["top1_counting_failures"] == pytest.approx(5 / 11)
     assert sorted(row["id"] for row in result["failures"]["rows"]) == [row["id"] for row in bad]
     assert all(row["reason"] for row in result["failures"]["rows"])
 

@@ -384,7 +384,10 @@ def test_matminer_stacks_them(table):
         (DensityPointCloud(channels="total"), "tuple of names"),
         (DensityPointCloud(cell="primitive"), "`cell` must be"),
         (DensitySparseTensor(d_min=1.0), "`d_min` goes with"),
+        (DensityPointCloud(channels=["total", "spin"]), "`channels` must be names among .* got 'spin'"),
+        (DensitySparseTensor(channels=("totl",)), "`channels` must be names among .* got 'totl'"),
         (DensityStatistics(channels="total"), "tuple of names"),
+        (DensityStatistics(channels=("totl",)), "names among"),
         (DensityStatistics(d_min=-1.0), "`d_min` must be positive"),
     ],
 )
@@ -393,6 +396,8 @@ def test_odd_parameters_are_refused_by_fit(featurizer, message, nacl):
         featurizer.fit([nacl])
     with pytest.raises(ValueError, match=message):
         featurizer.featurize_many([nacl], ignore_errors=True, pbar=False)
+    with pytest.raises(ValueError, match=message):
+        featurizer.featurize_wrapper((nacl,), ignore_errors=True)
 
 
 def test_samples_and_densities_pass_through(nacl):

@@ -258,6 +258,19 @@ def test_equal_counts_stay_on_old_points(matrix: np.ndarray) -> None:
     assert spacing.max() <= 1.5 * (np.linalg.norm(TRICLINIC, axis=1) / (10, 12, 15)).max()
 
 
+@pytest.mark.parametrize(("matrix", "grid_shape"), [(UNIMODULAR[0], (10, 20, 16)), (np.eye(3, dtype=int), (15, 10, 8))])
+def test_a_grid_of_some_of_the_old_points_is_interpolated(matrix: np.ndarray, grid_shape: Shape) -> None:
+    rho = random_values((30, 20, 16))
+    assert grids.change_basis(rho, matrix, grid_shape).mean() == pytest.approx(rho.mean(), abs=1e-14)
+
+
+def test_the_matching_grid_leaves_no_point_out() -> None:
+    lattice = np.diag([3.0, 2.0, 4.0])
+    shape = grids.matching_grid_shape(lattice, (30, 20, 16), UNIMODULAR[0])
+    assert np.prod(shape) >= 30 * 20 * 16
+    assert grids.matching_grid_shape(lattice, (30, 20, 16), np.eye(3, dtype=int)) == (30, 20, 16)
+
+
 # Resolution
 
 

@@ -119,6 +119,19 @@ def test_neither_supercell_rotation_origin_nor_order_changes_a_label(crystals, s
         assert labels.space_group_number(other) == number
 
 
+def test_spins_do_not_tell_sites_apart_but_oxidation_states_do():
+    from pymatgen.core import Lattice, Species, Structure
+
+    def bcc(first, second):
+        return Structure(Lattice.cubic(2.87), [first, second], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+    assert labels.space_group_number(bcc(Species("Fe", 2, spin=5), Species("Fe", 2.0, spin=-5))) == 229
+    assert labels.space_group_number(bcc(Species("Fe", None, spin=2), Species("Fe", None, spin=-2))) == 229
+    both = {Species("Fe", 2, spin=5): 0.5, Species("Fe", 2, spin=-5): 0.5}
+    assert labels.space_group_number(bcc(both, Species("Fe", 2, spin=5))) == 229
+    assert labels.space_group_number(bcc(Species("Fe", 2), Species("Fe", 3))) == 221
+
+
 def test_sites_of_a_disordered_structure_are_alike_if_their_species_are(nacl):
     nacl.replace_species({"Na": {"Na": 0.5, "K": 0.5}})
     assert labels.space_group_number(nacl) == 225

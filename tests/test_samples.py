@@ -160,6 +160,27 @@ def test_a_threshold_counts_in_the_units_of_the_sample(quartz: Structure) -> Non
         make_sample(quartz, replace(DEFAULT_MODEL, threshold=100.0))
 
 
+def test_every_point_and_cube_of_a_structure_has_some_to_draw_from(nacl: Structure) -> None:
+    for options in (SampleOptions(voxel_size=0.5), SampleOptions(kind="voxels", voxel_basis="cartesian", voxel_size=0.5)):
+        first, second = (make_sample(nacl, options, rng=seed) for seed in (0, 1))
+        assert first.n_points == second.n_points
+        assert (first.feats != second.feats).any(axis=1).mean() > 0.8
+    first, second = (make_sample(nacl, SampleOptions(voxel_size=0.5), rng=seed) for seed in (0, 1))
+    assert (first.coords != second.coords).any(axis=1).mean() > 0.8
+
+
+@pytest.mark.parametrize("voxel_size", [0.4, 0.5])
+def test_the_means_of_cubes_hold_the_electrons_of_a_structure(nacl: Structure, voxel_size: float) -> None:
+    sample = make_sample(nacl, SampleOptions(kind="voxels", voxel_basis="cartesian", reduction="mean", voxel_size=voxel_size))
+    length = nacl.lattice.a
+    low = (np.arange(sample.coords.min(), sample.coords.max() + 1) - 0.5) * voxel_size
+    start = -0.5 * length / grids.fine_grid_shape(nacl.lattice.matrix, voxel_size / 3)[0]  # the voxel round the first grid point
+    inside = np.clip(np.minimum(low + voxel_size, start + length) - np.maximum(low, start), 0, None)
+    shares = inside[sample.coords - sample.coords.min()].prod(axis=1)
+    assert shares.sum() == pytest.approx(nacl.volume, rel=1e-4)
+    assert (sample.feats[:, 0] * shares).sum() == pytest.approx(Density.from_structure(nacl).n_electrons(), rel=0.01)
+
+
 # Ready samples
 
 
@@ -200,6 +221,11 @@ def test_a_ready_sample_of_another_kind_is_refused(nacl: Structure) -> None:
         ({**MODEL, "threshold": float("nan")}, "`threshold` must be a density"),
         ({"voxel_size": -1.0}, "`voxel_size` must be a positive length"),
         ({"channels": ()}, "`channels` must name at least one channel"),
+        ({"channels": ("total", "totl")}, "`channels` must be names among .*, got 'totl'"),
+        ({"channels": "total"}, r"`channels` must be a tuple of names, got 'total'; write \('total',\)"),
+        ({**MODEL, "reduction": "random"}, "`d_min` sums .* take reduction='mean' and max_points=None, got 'random' and None"),
+        ({**MODEL, "max_points": 100}, "`d_min` sums .* got 'mean' and 100, or `max_voxels`"),
+        ({**MODEL, "max_points": "paper"}, "`d_min` sums .* got 'mean' and 'paper'"),
     ],
 )
 def test_options_without_a_meaning_are_refused(nacl: Structure, options: dict, message: str) -> None:
@@ -211,6 +237,13 @@ def test_options_without_a_meaning_are_refused(nacl: Structure, options: dict, m
 def test_what_holds_no_density_is_refused(source: object) -> None:
     with pytest.raises(TypeError, match="must be a Density, a pymatgen Structure"):
         make_sample(source, SampleOptions())
+
+
+def test_options_are_checked_when_used_not_when_made() -> None:
+    odd = SampleOptions(**{**MODEL, "max_points": 5})  # type: ignore[arg-type]
+    assert odd.max_points == 5
+    DEFAULT_MODEL.check()
+    assert DEFAULT_MODEL.max_points is None
 
 
 def test_options_are_plain_values() -> None:

@@ -174,27 +174,62 @@ def test_a_shift_by_whole_voxels_moves_lattice_voxels() -> None:
 # Cartesian voxels
 
 
+def shares_of_cell(coords: np.ndarray, voxel_size: float, lattice: np.ndarray, start: np.ndarray, n_points: int = 160) -> np.ndarray:
+    """Volume that each cube, centred on its indices, has of the cell that begins at `start`, by counting points."""
+    frac = (grid_points((n_points,) * 3) + 0.5) / n_points + start
+    voxels = np.floor(frac @ lattice / voxel_size + 0.5).astype(int)
+    low, high = np.minimum(voxels.min(0), coords.min(0)), np.maximum(voxels.max(0), coords.max(0))
+    size = tuple(high - low + 1)
+    counts = np.bincount(np.ravel_multi_index(tuple((voxels - low).T), size), minlength=np.prod(size))
+    return counts[np.ravel_multi_index(tuple((coords - low).T), size)] / len(frac) * abs(np.linalg.det(lattice))
+
+
 @pytest.mark.parametrize("voxel_size", [0.37, 0.6, 1.1])
-def test_cartesian_voxels_are_those_of_unique(voxel_size: float) -> None:
+def test_random_cartesian_voxels_are_those_of_unique(voxel_size: float) -> None:
     density = random_density((14, 16, 18))
     cart = grid_points(density.grid_shape) / np.array(density.grid_shape) @ TRICLINIC
-    voxels, inverse = np.unique(np.floor(cart / voxel_size + 1e-9).astype(int), axis=0, return_inverse=True)
+    voxels, inverse = np.unique(np.floor(cart / voxel_size + 0.5 + 1e-9).astype(int), axis=0, return_inverse=True)
     inverse = inverse.ravel()
-    counts = np.bincount(inverse)
-    tensor = sample_voxels(density, voxel_size=voxel_size, voxel_basis="cartesian", channels=FOUR, threshold=-100.0)
-    assert tensor.grid_shape is None
-    assert tensor.lattice is None
-    np.testing.assert_array_equal(tensor.voxel_basis, voxel_size * np.eye(3))
-    np.testing.assert_array_equal(tensor.coords, voxels)
-    for column, name in enumerate(FOUR):
-        expected = np.bincount(inverse, weights=density.channel(name).ravel()) / counts
-        np.testing.assert_allclose(tensor.feats[:, column], expected, atol=1e-6)
-
     drawn = sample_voxels(density, voxel_size=voxel_size, voxel_basis="cartesian", reduction="random", rng=0)
+    assert drawn.grid_shape is None
+    assert drawn.lattice is None
+    np.testing.assert_array_equal(drawn.voxel_basis, voxel_size * np.eye(3))
     np.testing.assert_array_equal(drawn.coords, voxels)
+    assert (np.abs(cart - (drawn.coords @ drawn.voxel_basis)[inverse]) <= 0.5 * voxel_size + 1e-6).all(), (
+        "a voxel is centred on its indices"
+    )
     values = density.channel("total").ravel().astype(np.float32)
     for row, value in enumerate(drawn.feats[:, 0]):
         assert value in values[inverse == row]
+
+
+def test_cartesian_means_of_a_box_weigh_by_the_shared_volume() -> None:
+    lengths, voxel_size, shape = np.array([3.0, 2.0, 2.5]), 0.7, (9, 10, 11)
+    density = random_density(shape, lattice=np.diag(lengths))
+    tensor = sample_voxels(density, voxel_size=voxel_size, voxel_basis="cartesian", channels=FOUR, threshold=-100.0)
+    weights = []
+    for axis, (length, n) in enumerate(zip(lengths, shape, strict=True)):
+        low = tensor.coords[:, axis, None] * voxel_size - voxel_size / 2
+        start = (np.arange(n) - 0.5) * length / n
+        weights.append(np.clip(np.minimum(low + voxel_size, start + length / n) - np.maximum(low, start), 0, None))
+    for column, name in enumerate(FOUR):
+        electrons = np.einsum("vi,vj,vk,ijk->v", *weights, density.channel(name))
+        volume = np.einsum("vi,vj,vk->v", *weights)
+        np.testing.assert_allclose(tensor.feats[:, column], electrons / volume, atol=1e-5)
+        assert electrons.sum() == pytest.approx(density.n_electrons(name), rel=1e-9)
+
+
+@pytest.mark.parametrize("voxel_size", [0.37, 0.6, 1.1])
+def test_cartesian_means_stay_in_range_and_cover_the_cell(voxel_size: float) -> None:
+    density = random_density((24, 32, 36))
+    tensor = sample_voxels(density, voxel_size=voxel_size, voxel_basis="cartesian")
+    total = density.channel("total")
+    assert total.min() - 1e-6 <= tensor.feats.min() < tensor.feats.max() <= total.max() + 1e-6
+    shares = shares_of_cell(tensor.coords, voxel_size, TRICLINIC, -0.5 / np.array(density.grid_shape))
+    assert shares.sum() == pytest.approx(density.volume, rel=1e-3)
+    assert (tensor.feats[:, 0] * shares).sum() == pytest.approx(density.n_electrons(), rel=2e-3)
+    flat = Density(lattice=TRICLINIC, channels={"total": np.full((24, 32, 36), 0.7)})
+    np.testing.assert_allclose(sample_voxels(flat, voxel_size=voxel_size, voxel_basis="cartesian").feats, 0.7, rtol=1e-6)
 
 
 def test_random_cartesian_voxels_draw_all_their_points_equally_often() -> None:
@@ -205,7 +240,8 @@ def test_random_cartesian_voxels_draw_all_their_points_equally_often() -> None:
     for _ in range(600):
         for value in sample_voxels(density, voxel_size=1.5, voxel_basis="cartesian", reduction="random", rng=rng).feats[:, 0].tolist():
             counts[value] += 1
-    assert (np.abs(np.array(list(counts.values())) - 200) < 70).all()
+    # voxels centred on 0, 1.5 and 3 Å hold two, three and one of the points
+    assert (np.abs(np.array(list(counts.values())) - [300, 300, 200, 200, 200, 600]) < 70).all()
 
 
 # Threshold and cap
@@ -236,6 +272,26 @@ def test_a_cap_keeps_the_densest() -> None:
     assert kept.n_points == 50
     np.testing.assert_array_equal(np.sort(kept.feats[:, 0]), np.sort(everything.feats[:, 0])[-50:])
     assert sample_points(density, voxel_size=0.6, reduction="mean", max_points=10**6).n_points == everything.n_points
+
+
+@pytest.mark.parametrize("max_points", [1, 2, 3, 5])
+def test_a_cap_below_the_first_equals_keeps_these_alone(nacl: Structure, max_points: int) -> None:
+    density = Density.from_structure(nacl, grid_shape=(16, 16, 16))
+    kept = sample_voxels(density, voxel_size=5.64056 / 16, max_points=max_points)
+    assert kept.n_points == 4, "the four Cl of the cell"
+    np.testing.assert_allclose(kept.feats, density.channel("total").max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("voxel_size", [0.1, 0.18, 0.25])
+def test_means_of_voxels_finer_than_the_grid_lose_nothing_to_the_threshold(nacl: Structure, voxel_size: float) -> None:
+    density = Density.from_structure(nacl, grid_spacing=0.4)
+    for sample in (
+        sample_voxels(density, voxel_size=voxel_size),
+        sample_points(density, voxel_size=voxel_size, reduction="mean", max_points=None),
+    ):
+        assert sample.feats.min() >= 0
+        assert sample.n_points == np.prod(grids.coarse_grid_shape(density.lattice, voxel_size))
+        assert sample.feats.mean(dtype=float) * density.volume == pytest.approx(density.n_electrons(), rel=1e-5)
 
 
 @pytest.mark.parametrize("max_points", [5, 40, 100, 333])
@@ -326,7 +382,7 @@ def test_samples_are_small_types() -> None:
         ({"max_points": "all"}, "`max_points` must be a count .* got 'all'"),
         ({"max_points": 2.5}, "`max_points` must be a count .* got 2.5"),
         ({"channels": ()}, r"`channels` must name at least one channel, got none; take \('total',\)"),
-        ({"channels": ("total", "spin")}, r"`channel` must be one of .* got 'spin'"),
+        ({"channels": ("total", "spin")}, r"`channels` must be names among .*'diff_z'\), got 'spin'"),
         ({"channels": "total"}, "`channels` must be a tuple of names, got 'total'"),
     ],
 )

@@ -11,9 +11,9 @@ done
 run prototype --protocol blind --split prototype_test
 run symprec_001 --protocol blind --split test --limit 5000 --symprec 0.01 --control-rows 0
 for noise in 0.05 0.2 0.6; do
-    run "noise_$noise" --protocol blind --split test --limit 2000 --noise "$noise" --control-rows 0
+    run "noise_$noise" --protocol blind --split test --limit 1000 --noise "$noise" --control-rows 0
 done
-for d_min in 0.8 1.2 2.0; do
-    run "d_min_$d_min" --protocol blind --split test --limit 2000 --d-min "$d_min" --control-rows 0
+for d_min in 1.2 2.0; do
+    run "d_min_$d_min" --protocol blind --split test --limit 1000 --d-min "$d_min" --control-rows 0
 done
-run conventional_noise_0.05 --protocol conventional --split test --limit 2000 --noise 0.05 --control-rows 0
+run conventional_noise_0.05 --protocol conventional --split test --limit 1000 --noise 0.05 --control-rows 0

@@ -9,48 +9,60 @@ from typing import Any
 
 TARGETS = {"crystal_system": "crystal system", "extinction_group": "extinction group", "space_group": "space group"}
 CONTROLS = ("metric", "volume", "composition", "majority")
+FIGURES = {"top1": "top-1", "top3": "top-3", "macro_f1": "macro-F1", "ece": "ECE"}
 
 
 def percent(value: float | None) -> str:
-    """Write a share as a number with one decimal."""
+    """Write a share in per cent, with one decimal."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def rows(result: dict[str, Any]) -> list[str]:
-    """Rows of the main table: one for each target."""
-    lines = []
+def show(header: list[str], rows: list[list[str]]) -> None:
+    """Print one Markdown table."""
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def main_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Rows of the main table, one for each target."""
+    rows = []
     for name, title in TARGETS.items():
         scored = result[name]
-        controls = scored["controls"] or {}
-        cells = [percent(controls[control]["top1"]) if control in controls else "–" for control in CONTROLS]
-        figures = [percent(scored[key]) for key in ("top1", "top3", "macro_f1", "ece")]
-        lines.append(f"| {result['protocol']} | {result['split']} | {result['n']:,} | {title} | " + " | ".join([*figures, *cells]) + " |")
-    return lines
+        controls = [percent(scored["controls"][control]["top1"]) for control in CONTROLS]
+        figures = [percent(scored[key]) for key in FIGURES]
+        rows.append([result["protocol"], result["split"], f"{result['n']:,}", title, *figures, *controls])
+    return rows
+
+
+def condition_row(result: dict[str, Any]) -> list[str]:
+    """Row of the table of conditions: top-1 of the three targets."""
+    noise, d_min = f"{100 * result['noise']:g} %", f"{result['d_min']} Å" if result["d_min"] else "full"
+    top1 = [percent(result[name]["top1"]) for name in TARGETS]
+    return [result["protocol"], result["split"], str(result["symprec"]), noise, d_min, f"{result['n']:,}", *top1]
+
+
+def system_row(result: dict[str, Any], systems: list[str]) -> list[str]:
+    """Row of the table of crystal systems: recalls, enantiomorphs, and the crystals whose metric misleads."""
+    scored = result["crystal_system"]
+    misled = scored["metric_misleads"]
+    recalls = [percent(scored["per_class_recall"][system]) for system in systems]
+    both_hands = percent(result["space_group"]["top1_up_to_enantiomorph"])
+    return [result["protocol"], result["split"], *recalls, both_hands, f"{percent(misled['top1'])} of {misled['n']}"]
 
 
 def main() -> None:
-    """Print one table of all results, then the recalls of the crystal systems."""
+    """Print the main table, the recalls, and the conditions."""
     results = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]]
-    print("| protocol | split | n | target | top-1 | top-3 | macro-F1 | ECE | " + " | ".join(CONTROLS) + " |")
-    print("|" + "---|" * (8 + len(CONTROLS)))
-    for result in results:
-        print("\n".join(rows(result)))
-    print()
-    systems = list(results[0]["crystal_system"]["per_class_recall"])
-    print(
-        "| protocol | split | noise | d_min | labels at | space group up to enantiomorph | metric misleads: system right (n) | "
-        + " | ".join(systems)
-        + " |"
-    )
-    print("|" + "---|" * (7 + len(systems)))
-    for result in results:
-        system = result["crystal_system"]
-        misled = system.get("metric_misleads")
-        cells = [percent(system["per_class_recall"][name]) for name in systems]
-        told = f"{percent(misled['top1'])} ({misled['n']})" if misled else "–"
-        space_group = percent(result["space_group"]["top1_up_to_enantiomorph"])
-        conditions = [result["protocol"], result["split"], str(result["noise"]), str(result["d_min"] or "–"), str(result["symprec"])]
-        print("| " + " | ".join([*conditions, space_group, told, *cells]) + " |")
+    full = [result for result in results if result["space_group"]["controls"]]
+    show(["protocol", "split", "n", "target", *FIGURES.values(), *CONTROLS], [row for result in full for row in main_rows(result)])
+    systems = list(full[0]["crystal_system"]["per_class_recall"])
+    columns = ["protocol", "split", *systems, "space group, either hand", "system where the metric misleads"]
+    show(columns, [system_row(result, systems) for result in full])
+    columns = ["protocol", "split", "labels at symprec", "noise", "resolution", "n", *TARGETS.values()]
+    show(columns, [condition_row(result) for result in results])
 
 
 if __name__ == "__main__":

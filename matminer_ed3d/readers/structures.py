@@ -111,7 +111,7 @@ def read_cif(stream: TextStream) -> Any:
         bare = add_displacements(structure, block, _operations(parser, text, block.name))
         if bare:
             some = ", ".join(bare[:SHOWN]) + (" ..." if len(bare) > SHOWN else "")
-            message = f"{stream.path}: no usable displacement for {len(bare)} atoms ({some}); they get the default B of 0.5 Å², or `b_iso`"
+            message = f"{stream.path}: no usable displacement for {some}; there the default B of 0.5 Å² or `b_iso` counts"
             warnings.warn(message, UserWarning, stacklevel=3)
     return structure
 

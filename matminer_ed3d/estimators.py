@@ -346,7 +346,7 @@ class _Estimator(BaseEstimator):
     def _forget(self) -> None:
         """Drop what an earlier fit has learned, so that a fit that fails leaves no mixture of two."""
         for name in FITTED:
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "module_")
@@ -712,7 +712,7 @@ def _targets(y: Any, n_rows: int) -> np.ndarray:
     if y is None:
         raise ValueError("fit requires y to be passed, but the target y is None")
     raw = np.asarray(y, dtype=object)  # as given: beside strings, NaN would become the label 'nan'
-    given = raw.ravel() if raw.ndim else []
+    given: list[Any] = raw.ravel().tolist() if raw.ndim else []
     missing = [i for i, value in enumerate(given) if value is None or type(value).__name__ == "NAType" or value != value]
     if missing:
         raise ValueError(f"`y` must not be missing, got None or NaN in rows {missing[:10]}; drop these rows")

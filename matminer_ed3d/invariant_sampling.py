@@ -6,7 +6,7 @@ import numpy as np
 
 from matminer_ed3d import grids
 from matminer_ed3d.density import Density
-from matminer_ed3d.reduction import band_limited_coefficients, find_reduction
+from matminer_ed3d.reduction import band_limited_coefficients, find_reduction, noise_power
 from matminer_ed3d.representations import SparseTensor
 
 __all__ = ["sample_reduced_voxels"]
@@ -77,7 +77,7 @@ def sample_reduced_voxels(
     ValueError
         If no voxel reaches the threshold.
     """
-    found = find_reduction(density.lattice, *band_limited_coefficients(density, "total", d_min))
+    found = find_reduction(density.lattice, *band_limited_coefficients(density, "total", d_min), noise=noise_power(density))
     lattice = found.basis @ density.lattice
     shape, enlarged = _voxel_counts(lattice, voxel_size, max_voxels, multiple_of)
     resolution = d_min * enlarged / voxel_size

@@ -20,12 +20,14 @@ from matminer_ed3d import grids
 from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
 
-__all__ = ["Reduction", "band_limited_coefficients", "find_reduction", "lattice_rotations", "reduce_cell"]
+__all__ = ["Reduction", "band_limited_coefficients", "find_reduction", "lattice_rotations", "noise_power", "reduce_cell"]
 
 PRIMES = (2, 3, 5, 7, 11, 13)
 METRIC_TOLERANCE = 1e-3  # relative difference of metric entries that a rotation of the lattice may leave
 KEY_RANGE = 3  # reflections with indices up to this decide between equivalent settings
 KEY_DIGITS = 5
+NOISE_SIGMAS = 6
+MIN_CORNER = 2000  # reflections that tell whether the highest resolution is white noise
 
 
 @cache
@@ -37,9 +39,13 @@ def _directions(prime: int) -> Int[np.ndarray, "n 3"]:
 
 
 def _finer_lattice(
-    h: Int[np.ndarray, "n_refl 3"], power: Float[np.ndarray, " n_refl"], tolerance: float
+    h: Int[np.ndarray, "n_refl 3"], power: Float[np.ndarray, " n_refl"], tolerance: float, noise: float
 ) -> Float[np.ndarray, "3 3"] | None:
-    """Rows (in the old basis) of a cell that a translation within `tolerance` divides, or None if the cell is primitive."""
+    """Rows (in the old basis) of a cell that a translation divides, or None if the cell is primitive.
+
+    What a translation leaves unexplained must lie within `tolerance` and what `noise` in each of those reflections adds up to, with six
+    standard deviations (of a sum of exponentials that come in Friedel pairs).
+    """
     seen = h[power > 1e-12].astype(float)
     if np.linalg.matrix_rank(seen.T @ seen) < 3:
         return None  # constant along some direction: every translation along it would do
@@ -47,12 +53,14 @@ def _finer_lattice(
     for prime in PRIMES:
         candidates = _directions(prime)
         broken = (h[strongest] @ candidates.T) % prime != 0
-        candidates = candidates[power[strongest] @ broken <= tolerance]
+        candidates = candidates[power[strongest] @ broken <= tolerance + noise * (len(h) + NOISE_SIGMAS * np.sqrt(2 * len(h)))]
         if not len(candidates):
             continue
-        residual = power @ ((h @ candidates.T) % prime != 0)
-        best = int(np.argmin(residual))
-        if residual[best] > tolerance:
+        broken = (h @ candidates.T) % prime != 0
+        n_broken = broken.sum(axis=0)
+        excess = power @ broken - noise * (n_broken + NOISE_SIGMAS * np.sqrt(2 * n_broken))
+        best = int(np.argmin(excess))
+        if excess[best] > tolerance:
             continue
         translation = candidates[best]  # its first non-zero entry is 1, so it can replace that row
         rows = np.eye(3)
@@ -195,6 +203,7 @@ def find_reduction(
     h: Int[np.ndarray, "n_refl 3"],
     coefficients: Complex[np.ndarray, " n_refl"],
     tolerance: float = 1e-4,
+    noise: float = 0.0,
 ) -> Reduction:
     """Find the primitive Niggli cell, setting and origin of a density.
 
@@ -206,6 +215,8 @@ def find_reduction(
         Reflections, Friedel mates included, and their Fourier coefficients.
     tolerance : float
         Share of the power (without F(0)) that a translation may leave unexplained and still divide the cell.
+    noise : float
+        Power that white noise adds to each coefficient, see :func:`noise_power`; it is allowed for beside `tolerance`.
 
     Returns
     -------
@@ -224,7 +235,7 @@ def find_reduction(
     total = power.sum()
     if total > 0:
         power /= total
-        while (rows := _finer_lattice(h, power, tolerance)) is not None:
+        while (rows := _finer_lattice(h, power, tolerance, noise / total)) is not None:
             h, kept = _indices_in(rows, h)
             coefficients, power, basis = coefficients[kept], power[kept], rows @ basis
     reduced = call_spglib("niggli_reduce", basis @ lattice, eps=1e-5)
@@ -259,6 +270,26 @@ def band_limited_coefficients(
     return h, coefficients
 
 
+def noise_power(density: Density) -> float:
+    """Power abs(F)^2 that white noise adds to each Fourier coefficient of the total density, read where the grid's resolution ends.
+
+    Beyond the largest sphere that a grid holds there is next to nothing of a crystal. What is there counts as noise if it is white: as
+    strong in the outer half as in the inner one, to five standard deviations. Atoms sharper than the grid fall off, and give 0.
+    """
+    shape = np.array(density.grid_shape)
+    h = grids.reflections(density.grid_shape)
+    q_squared = ((h @ np.linalg.inv(density.lattice).T) ** 2).sum(axis=1)
+    corner = (q_squared > (2 * density.grid_spacing.max()) ** -2) & (2 * np.abs(h) < shape).all(axis=1)
+    n_corner = int(corner.sum())
+    if n_corner < MIN_CORNER:
+        return 0.0
+    power = np.abs(grids.fourier_coefficients(density.channel("total")).ravel()[corner]) ** 2
+    outer = q_squared[corner] > np.median(q_squared[corner])
+    means = power[outer].mean(), power[~outer].mean()
+    is_white = abs(means[0] - means[1]) <= 5 * np.sqrt(8 / n_corner) * power.mean()
+    return float(power.mean()) if is_white else 0.0
+
+
 def reduce_cell(density: Density, tolerance: float = 1e-4, d_min: float | None = None) -> Density:
     """Return the same crystal in its primitive Niggli cell, in a setting that the density fixes.
 
@@ -276,7 +307,7 @@ def reduce_cell(density: Density, tolerance: float = 1e-4, d_min: float | None =
     Density
         On a grid as fine as the old one's finest axis; without the structure, whose sites may not fit the smaller cell.
     """
-    found = find_reduction(density.lattice, *band_limited_coefficients(density, "total", d_min), tolerance)
+    found = find_reduction(density.lattice, *band_limited_coefficients(density, "total", d_min), tolerance, noise_power(density))
     lattice = found.basis @ density.lattice
     shape = grids.fine_grid_shape(lattice, 0.5 * d_min if d_min else float(density.grid_spacing.min()))
     channels = {

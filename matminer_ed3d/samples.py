@@ -17,7 +17,7 @@ from matminer_ed3d.sources import as_density
 __all__ = ["SampleOptions", "make_sample"]
 
 GRID_SPACING = 0.25  # Å, of a structure's density where the sample does not set its grid; finer where the voxels are
-POINTS_PER_VOXEL = 3  # along each axis, of a structure's density where voxels draw from the grid's points or average them
+POINTS_PER_VOXEL = 2  # along each axis, of a structure's density where voxels draw from the grid's points or average them
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _density(source: Any, options: SampleOptions) -> Density:
     """Density of a source; a structure gives what the sample needs.
 
     That is all coefficients to `d_min`; the means of the very voxels; or, for voxels that draw one of their grid points or average those
-    inside a cube, a grid three times as fine as they are.
+    inside a cube, a grid twice as fine as they are.
     """
     if options.d_min is not None:
         return as_density(source, method="band_limited", grid_spacing=0.5 * options.d_min, d_min=options.d_min)
@@ -117,8 +117,8 @@ def make_sample(source: Any, options: SampleOptions, rng: Rng = None) -> Sample:
     """Make one sample.
 
     A structure's density is made on the grid that the sample needs. With ``reduction="random"`` or ``voxel_basis="cartesian"`` its points
-    are a third of `voxel_size` apart, 27 to a voxel, so that there is something to draw from or to average: such a sample takes some ten
-    times as long as the lattice-aligned means, and memory for 27 values per voxel.
+    are half a `voxel_size` apart, 8 to a voxel, so that there is something to draw from or to average: such a sample takes some six
+    times as long as the lattice-aligned means.
 
     Parameters
     ----------

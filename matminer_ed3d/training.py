@@ -142,7 +142,8 @@ class TrainingOptions:
         ):
             for name in names:
                 value = getattr(self, name)
-                if not (isinstance(value, kind) and not isinstance(value, bool)) and not (value is None and "None" in expected):
+                is_right = type(value) is not bool and isinstance(value, kind)
+                if not is_right and not (value is None and "None" in expected):
                     raise ValueError(f"`{name}` must be {expected}, got {value!r}")
         in_range = {
             "max_epochs": (self.max_epochs >= 1, "at least 1"),

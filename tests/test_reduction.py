@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -319,3 +320,20 @@ def test_the_tolerance_of_a_metric_is_relative() -> None:
     for scale in (1.0, 10.0):
         assert len(lattice_rotations(scale * nearly, tolerance=1e-2)) == 8
         assert len(lattice_rotations(scale * nearly, tolerance=1e-4)) == 4
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
+def test_a_centred_cell_is_recognised_through_white_noise(nacl: Structure, noise: float) -> None:
+    density = Density.from_structure(nacl, grid_spacing=0.2, method="band_limited")
+    rho = density.channel("total")
+    noisy = replace(density, channels={"total": rho + noise * rho.std() * np.random.default_rng(0).normal(size=rho.shape)})
+    assert reduce_cell(noisy, d_min=D_MIN).volume == pytest.approx(density.volume / 4, rel=1e-6)
+
+
+def test_sharp_atoms_are_not_taken_for_noise(nacl: Structure) -> None:
+    # K in place of one of four Na: a superstructure that noise could hide, and nothing else
+    substituted = nacl.copy()
+    substituted.replace(0, "K")
+    for method in ("mean", "point", "band_limited"):
+        density = Density.from_structure(substituted, grid_spacing=0.2, method=method)
+        assert reduce_cell(density, d_min=D_MIN).volume == pytest.approx(density.volume, rel=1e-6)

@@ -17,7 +17,8 @@ from matminer_ed3d.sources import as_density
 __all__ = ["SampleOptions", "make_sample"]
 
 GRID_SPACING = 0.25  # Å, of a structure's density where the sample does not set its grid; finer where the voxels are
-POINTS_PER_VOXEL = 2  # along each axis, of a structure's density where voxels draw from the grid's points or average them
+DRAWN_FROM = 2  # points along each edge of a voxel that draws one of them, where the density is made from a structure
+AVERAGED = 3  # the same where a Cartesian voxel averages them
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _density(source: Any, options: SampleOptions) -> Density:
     """Density of a source; a structure gives what the sample needs.
 
     That is all coefficients to `d_min`; the means of the very voxels; or, for voxels that draw one of their grid points or average those
-    inside a cube, a grid twice as fine as they are.
+    inside a cube, a grid two or three times as fine as they are.
     """
     if options.d_min is not None:
         return as_density(source, method="band_limited", grid_spacing=0.5 * options.d_min, d_min=options.d_min)
@@ -107,9 +108,9 @@ def _density(source: Any, options: SampleOptions) -> Density:
         multiple_of = options.multiple_of if options.kind == "voxels" else 1
         return as_density(source, grid_shape=partial(grids.coarse_grid_shape, voxel_size=options.voxel_size, multiple_of=multiple_of))
     if options.reduction == "random":
-        return as_density(source, method="point", grid_spacing=options.voxel_size / POINTS_PER_VOXEL)
+        return as_density(source, method="point", grid_spacing=options.voxel_size / DRAWN_FROM)
     if options.voxel_basis == "cartesian":
-        return as_density(source, grid_spacing=options.voxel_size / POINTS_PER_VOXEL)
+        return as_density(source, grid_spacing=options.voxel_size / AVERAGED)
     return as_density(source, grid_spacing=min(GRID_SPACING, options.voxel_size))
 
 
@@ -117,8 +118,8 @@ def make_sample(source: Any, options: SampleOptions, rng: Rng = None) -> Sample:
     """Make one sample.
 
     A structure's density is made on the grid that the sample needs. With ``reduction="random"`` or ``voxel_basis="cartesian"`` its points
-    are half a `voxel_size` apart, 8 to a voxel, so that there is something to draw from or to average: such a sample takes some six
-    times as long as the lattice-aligned means.
+    are a half or a third of `voxel_size` apart, so that there is something to draw from or to average: at 0.25 Å such a sample takes some
+    six (random) times as long as the lattice-aligned means, or more (Cartesian means).
 
     Parameters
     ----------

@@ -77,19 +77,20 @@ def sample_reduced_voxels(
     ValueError
         If no voxel reaches the threshold.
     """
-    found = find_reduction(density.lattice, *band_limited_coefficients(density, "total", d_min), noise=noise_power(density))
+    given = {name: band_limited_coefficients(density, name, d_min) for name in dict.fromkeys(("total", *channels))}
+    found = find_reduction(density.lattice, *given["total"], noise=noise_power(density))
     lattice = found.basis @ density.lattice
     shape, enlarged = _voxel_counts(lattice, voxel_size, max_voxels, multiple_of)
     resolution = d_min * enlarged / voxel_size
-    columns = []
-    for name in ("total", *channels):
-        h, coefficients = found.apply(*band_limited_coefficients(density, name, d_min))
+    columns = {}
+    for name, reflections in given.items():
+        h, coefficients = found.apply(*reflections)
         q_squared = ((h @ np.linalg.inv(lattice).T) ** 2).sum(axis=1)
         inside = q_squared <= resolution**-2 * (1 + 1e-9)
         damped = coefficients[inside] * np.exp(-0.25 * BLUR * resolution**2 * q_squared[inside])
         values = grids.from_coefficients(h[inside], damped, shape).ravel()
-        columns.append(_standardized(values, float(np.abs(coefficients).max())) if standardize else values)
-    total, feats = columns[0], np.stack(columns[1:], axis=1)
+        columns[name] = _standardized(values, float(np.abs(coefficients).max())) if standardize else values
+    total, feats = columns["total"], np.stack([columns[name] for name in channels], axis=1)
     kept = np.flatnonzero(total >= threshold - 1e-9)
     if not len(kept):
         raise ValueError(f"no voxel reaches the `threshold` of {threshold}, the largest value is {total.max():.4g}; lower it")

@@ -307,10 +307,9 @@ def reduce_cell(density: Density, tolerance: float = 1e-4, d_min: float | None =
     Density
         On a grid as fine as the old one's finest axis; without the structure, whose sites may not fit the smaller cell.
     """
-    found = find_reduction(density.lattice, *band_limited_coefficients(density, "total", d_min), tolerance, noise_power(density))
+    given = {name: band_limited_coefficients(density, name, d_min) for name in density.channels}
+    found = find_reduction(density.lattice, *given["total"], tolerance, noise_power(density))
     lattice = found.basis @ density.lattice
     shape = grids.fine_grid_shape(lattice, 0.5 * d_min if d_min else float(density.grid_spacing.min()))
-    channels = {
-        name: grids.from_coefficients(*found.apply(*band_limited_coefficients(density, name, d_min)), shape) for name in density.channels
-    }
+    channels = {name: grids.from_coefficients(*found.apply(*reflections), shape) for name, reflections in given.items()}
     return Density(lattice=lattice, channels=channels)

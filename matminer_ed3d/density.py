@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
     from pymatgen.io.vasp.outputs import Chgcar
 
-__all__ = ["Density"]
+__all__ = ["Density", "Quantity", "UNITS"]
 
 DERIVED = {"up": +0.5, "down": -0.5}  # share of `diff` beside half of `total`
+
+Quantity = Literal["electron_density", "potential", "elf", "orbital", "unknown"]
+UNITS: dict[str, str] = {"electron_density": "e/Å³", "potential": "eV", "elf": "1", "orbital": "Å^-3/2", "unknown": "unknown"}
+"""Unit of each quantity that a file of this kind may hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +36,14 @@ class Density(MSONable):
     channels : dict of str to (nx, ny, nz) float
         e/Å³ at the points (i/nx, j/ny, k/nz), end point excluded. ``total`` is required; ``diff`` is spin up minus spin
         down; ``diff_x``, ``diff_y``, ``diff_z`` are the magnetisation of a non-collinear density. ``up`` and ``down`` are
-        derived from ``total`` and ``diff``.
+        derived from ``total`` and ``diff``. Another `quantity` has channels of any name, in its own unit (:data:`UNITS`).
     structure : pymatgen Structure, optional
         The atoms, where the source gave them. Carried along, never needed.
     is_voxel_mean : bool
         True if a value is the mean over the voxel around its point, as :meth:`from_structure` makes it by default, not the value
         at the point. Whoever needs Fourier coefficients has to know: the mean over oblique voxels hides some of the symmetry.
+    quantity : {"electron_density", "potential", "elf", "orbital", "unknown"}
+        What the values are. The files of all of these look alike; featurizers and estimators take an electron density only.
 
     Raises
     ------
@@ -56,6 +62,7 @@ class Density(MSONable):
     channels: dict[str, np.ndarray]
     structure: Any = None
     is_voxel_mean: bool = False
+    quantity: Quantity = "electron_density"
 
     def __post_init__(self) -> None:
         # Lists and integers are welcome; frozen, so set through object.
@@ -68,16 +75,21 @@ class Density(MSONable):
             raise ValueError(f"`lattice` must be (3, 3) rows in Å, got shape {self.lattice.shape}; use Lattice.from_parameters(...).matrix")
         if not np.isfinite(self.lattice).all() or self.volume < 1e-6:
             raise ValueError(f"`lattice` must be finite with a non-zero volume, got {self.lattice.tolist()}")
-        if "total" not in self.channels:
-            raise ValueError(f"`channels` must hold 'total', got {sorted(self.channels)}")
-        unknown = set(self.channels) - {"total", "diff", "diff_x", "diff_y", "diff_z"}
-        if unknown:
-            raise ValueError(f"`channels` may hold total, diff, diff_x, diff_y, diff_z, got also {sorted(unknown)}")
+        if self.quantity not in UNITS:
+            raise ValueError(f"`quantity` must be one of {sorted(UNITS)}, got {self.quantity!r}")
+        if not self.channels:
+            raise ValueError("`channels` must hold at least one grid, got none")
+        if self.quantity == "electron_density":
+            if "total" not in self.channels:
+                raise ValueError(f"`channels` must hold 'total', got {sorted(self.channels)}")
+            unknown = set(self.channels) - {"total", "diff", "diff_x", "diff_y", "diff_z"}
+            if unknown:
+                raise ValueError(f"`channels` may hold total, diff, diff_x, diff_y, diff_z, got also {sorted(unknown)}")
         for name, values in self.channels.items():
             if values.ndim != 3 or 0 in values.shape:
                 raise ValueError(f"channel {name!r} must be (nx, ny, nz), got shape {values.shape}")
             if values.shape != self.grid_shape:
-                raise ValueError(f"every channel must have the shape of 'total', {self.grid_shape}; {name!r} has {values.shape}")
+                raise ValueError(f"every channel must have the shape of the first, {self.grid_shape}; {name!r} has {values.shape}")
             if not np.isfinite(values).all():
                 first = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
                 raise ValueError(
@@ -94,12 +106,13 @@ class Density(MSONable):
             "channels": {name: array(values) for name, values in self.channels.items()},
             "structure": None if self.structure is None else self.structure.as_dict(),
             "is_voxel_mean": self.is_voxel_mean,
+            "quantity": self.quantity,
         }
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:
         """Points along a, b, c."""
-        return self.channels["total"].shape
+        return next(iter(self.channels.values())).shape
 
     @property
     def grid_spacing(self) -> Float[np.ndarray, "3"]:
@@ -121,6 +134,8 @@ class Density(MSONable):
         """
         if name in self.channels:
             return self.channels[name]
+        if self.quantity != "electron_density":
+            raise ValueError(f"`channel` must be one of {sorted(self.channels)}, those of this {self.quantity}, got {name!r}")
         if name not in ("diff", *DERIVED):
             raise ValueError(f"`channel` must be one of {sorted({*self.channels, 'diff', 'up', 'down'})}, got {name!r}")
         if "diff_x" in self.channels:
@@ -130,7 +145,9 @@ class Density(MSONable):
         return diff if name == "diff" else 0.5 * total + DERIVED[name] * diff
 
     def n_electrons(self, channel: str = "total") -> float:
-        """Integral of a channel over the cell: mean times volume, in electrons."""
+        """Integral of a channel over the cell: mean times volume, in electrons; a ValueError for another quantity."""
+        if self.quantity != "electron_density":
+            raise ValueError(f"only an electron density has electrons, got the quantity {self.quantity!r}")
         return float(self.channel(channel).mean() * self.volume)
 
     def point_values(self) -> Density:
@@ -207,16 +224,22 @@ class Density(MSONable):
         same_voxels = (np.count_nonzero(matrix, axis=1) == 1).all() and tuple(np.abs(matrix) @ self.grid_shape) == tuple(shape)
         source = self if same_voxels else self.point_values()
         channels = {k: grids.change_basis(v, matrix, shape) for k, v in source.channels.items()}
-        return Density(lattice=matrix @ self.lattice, channels=channels, structure=structure, is_voxel_mean=source.is_voxel_mean)
+        return replace(source, lattice=matrix @ self.lattice, channels=channels, structure=structure)
 
-    # The three doors below are conveniences: the work is done in `sources` and `promolecule`, which know files and atoms.
+    # The four doors below are conveniences: the work is done in `sources`, `writers` and `promolecule`, which know files and atoms.
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> Density:
-        """Read a density file; see :func:`matminer_ed3d.sources.read_density`."""
+    def from_file(cls, path: str | os.PathLike[str], **options: Any) -> Density:
+        """Read a density file of any known format; see :func:`matminer_ed3d.sources.read_density`."""
         from matminer_ed3d.sources import read_density
 
-        return read_density(path)
+        return read_density(path, **options)
+
+    def to_file(self, path: str | os.PathLike[str], file_format: str | None = None) -> None:
+        """Write a CHGCAR, cube, XSF or CCP4 map; see :func:`matminer_ed3d.writers.write_density`."""
+        from matminer_ed3d.writers import write_density
+
+        write_density(self, path, file_format)
 
     @classmethod
     def from_structure(cls, structure: Structure, **options: Any) -> Density:

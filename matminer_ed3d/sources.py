@@ -7,17 +7,18 @@ the module of its class already.
 from __future__ import annotations
 
 import os
-import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from matminer_ed3d.density import Density
-from matminer_ed3d.readers import kinds, structures, vasp
+from matminer_ed3d.density import Density, Quantity
+from matminer_ed3d.readers import abinit, ccp4, cube, json_density, kinds, structures, vasp, vasp_hdf5, vesta, xsf
 from matminer_ed3d.readers.errors import DensityFileError, file_error
 from matminer_ed3d.readers.streams import TextStream, open_stream
+from matminer_ed3d.readers.units import Unit
 from matminer_ed3d.representations import PointCloud, SparseTensor
 
 if TYPE_CHECKING:
@@ -26,9 +27,25 @@ if TYPE_CHECKING:
 
 __all__ = ["DensityFileError", "as_density", "as_list", "density_from_chgcar", "read_density", "read_structure"]
 
-ACCEPTED = "a Density, a pymatgen Structure, a pymatgen Chgcar, or the path of a CHGCAR, CIF, POSCAR or structure JSON"
-FORMATS = "a CHGCAR, CHG, PARCHG or AECCAR of VASP, plain or compressed by gzip, bzip2 or xz"
-NO_DENSITY = re.compile(r"(?:^|[^A-Z])(LOCPOT|ELFCAR|TAUCAR)")  # same layout as a CHGCAR, other quantities
+ACCEPTED = "a Density, a pymatgen Structure, a pymatgen Chgcar, or the path of a density or structure file"
+FORMATS = (
+    "a CHGCAR or its kin of VASP, a Chgcar JSON, a Gaussian cube, an XSF, a CCP4 or MRC map, a .grd or .pgrid of VESTA, a DEN.nc of ABINIT"
+    " or a vaspwave.h5, plain or compressed by gzip, bzip2 or xz"
+)
+QUANTITY_TITLES = {"potential": "a potential", "elf": "an electron localisation function", "orbital": "an orbital"}
+# Each takes the stream at its beginning and any of the options of `read_density`; binary formats open `stream.path` themselves.
+READERS: dict[kinds.Kind, Callable[..., Density]] = {
+    "poscar": vasp.read_volumetric,
+    "chgcar_json": json_density.read_chgcar_json,
+    "density_json": json_density.read_density_json,
+    "cube": cube.read_cube,
+    "xsf": xsf.read_xsf,
+    "ccp4": ccp4.read_ccp4,
+    "grd": vesta.read_grd,
+    "pgrid": vesta.read_pgrid,
+    "netcdf": abinit.read_netcdf,
+    "hdf5": vasp_hdf5.read_hdf5,
+}
 HEAD = 1 << 16  # bytes that tell what a file is
 
 
@@ -90,7 +107,7 @@ def as_density(source: Any, *, name: str | None = None, **structure_options: Any
         If a file cannot be read; names the file and the line.
     """
     if isinstance(source, Density):
-        return source
+        return _electrons_only(source, name)
     if _is_structure(source):
         return _from_structure(source, name, structure_options)
     if _is_chgcar(source):
@@ -115,12 +132,15 @@ def _from_structure(structure: Structure, name: str | None, options: dict[str, A
 def _from_path(path: str | os.PathLike[str], options: dict[str, Any]) -> Density:
     with open_stream(path) as stream:
         kind = _known_kind(stream)
-        holds_grid = False
         if kind == "poscar":
             vasp.read_poscar(stream, quiet=True)
             holds_grid = vasp.has_grid(stream)
-    if holds_grid or kind not in ("cif", "json", "poscar"):
-        return read_density(path)
+        elif kind == "xsf":
+            holds_grid = xsf.has_grid(stream)
+        else:
+            holds_grid = kind in READERS
+    if holds_grid:
+        return _electrons_only(read_density(path), os.fspath(path))
     from matminer_ed3d.promolecule import density_from_structure
 
     structure = read_structure(path)
@@ -128,6 +148,14 @@ def _from_path(path: str | os.PathLike[str], options: dict[str, Any]) -> Density
         return density_from_structure(structure, **options)
     except ValueError as error:
         raise DensityFileError(f"{os.fspath(path)}: {error}") from error
+
+
+def _electrons_only(density: Density, name: str | None) -> Density:
+    if density.quantity != "electron_density":
+        found = QUANTITY_TITLES.get(density.quantity, "values of an unknown quantity")
+        way_out = "if it is one after all, `Density.from_file(path, quantity='electron_density')`"
+        raise DensityFileError(f"{name or '`source`'}: found {found}, expected an electron density; {way_out}")
+    return density
 
 
 def _known_kind(stream: TextStream) -> kinds.Kind:
@@ -142,18 +170,30 @@ def _known_kind(stream: TextStream) -> kinds.Kind:
     return kind
 
 
-def read_density(path: str | os.PathLike[str]) -> Density:
-    """Read a density file: CHGCAR, CHG, PARCHG or AECCAR of VASP 4, 5 and 6, plain or compressed by gzip, bzip2 or xz.
+def read_density(
+    path: str | os.PathLike[str], *, channels: Sequence[str] | None = None, quantity: Quantity | None = None, unit: Unit | None = None
+) -> Density:
+    """Read a density file of any known format, plain or compressed by gzip, bzip2 or xz.
+
+    CHGCAR, CHG, PARCHG, AECCAR, LOCPOT and ELFCAR of VASP; the Materials Project's Chgcar JSON; Gaussian cube; XSF; CCP4 and MRC maps;
+    VESTA's .grd and .pgrid; ABINIT's DEN.nc; VASP's vaspwave.h5 and vaspout.h5 (the last two with the extra ``hdf5``).
 
     Parameters
     ----------
     path : str or PathLike
-        The content says what it is; only LOCPOT, ELFCAR and TAUCAR, which look the same, are known by their name.
+        The content says what it is, not the name.
+    channels : sequence of str, optional
+        Read these alone, such as ``("total",)``, which is faster where they come first; all of the file if not given.
+    quantity : str, optional
+        What the values are (:data:`matminer_ed3d.density.UNITS`), where the file does not say it or says it wrong.
+    unit : {"e/A^3", "e/bohr^3"}, optional
+        Unit of an electron density in a format that leaves it open (cube, XSF, CCP4, VESTA, netCDF); by default the format's own.
 
     Returns
     -------
     Density
-        e/Å³, with the channels ``total``; ``total, diff``; or ``total, diff_x, diff_y, diff_z``.
+        An electron density in e/Å³ with the channels ``total``; ``total, diff``; or ``total, diff_x, diff_y, diff_z``; or the
+        `quantity` that the file holds instead.
 
     Raises
     ------
@@ -162,13 +202,9 @@ def read_density(path: str | os.PathLike[str]) -> Density:
     """
     with open_stream(path) as stream:
         kind = _known_kind(stream)
-        names = {"cif": "a CIF", "json": "JSON", "cube": "a Gaussian cube", "ccp4": "a CCP4 map"}
-        if kind in names:
-            way_out = "; a structure becomes a density by `as_density`" if kind in ("cif", "json") else ""
-            raise file_error(path, names[kind], FORMATS + way_out)
-        if match := NO_DENSITY.search(Path(path).name.upper()):
-            raise file_error(path, f"a {match[1]} by its name, which holds no electron density", FORMATS + "; rename it if it is one")
-        return vasp.read_volumetric(stream)
+        if kind not in READERS:
+            raise file_error(path, f"a {kinds.TITLES[kind]}", FORMATS + "; a structure becomes a density by `as_density`")
+        return READERS[kind](stream, channels=channels, quantity=quantity, unit=unit)
 
 
 def read_structure(path: str | os.PathLike[str]) -> Structure:
@@ -183,10 +219,10 @@ def read_structure(path: str | os.PathLike[str]) -> Structure:
         kind = _known_kind(stream)
         if kind == "cif":
             return structures.read_cif(stream)
-        if kind == "json":
+        if kind == "structure_json":
             return structures.read_json(stream)
         if kind != "poscar":
-            raise file_error(path, f"a {kind} file", "a CIF, a POSCAR or a structure JSON")
+            raise file_error(path, f"a {kinds.TITLES[kind]}", "a CIF, a POSCAR or a structure JSON")
         structure = vasp.structure_of(vasp.read_poscar(stream))
         if structure is None:
             raise file_error(path, "no element symbols", "a line of symbols before the numbers of atoms (VASP 5); add it")

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from matminer_ed3d.density import Density
+from matminer_ed3d.density import Density, Quantity
 from matminer_ed3d.readers.streams import TextStream
+from matminer_ed3d.readers.units import Unit
 
 __all__ = ["Poscar", "has_grid", "read_poscar", "read_volumetric", "structure_of"]
 
@@ -215,7 +217,9 @@ def _next_grid(stream: TextStream) -> tuple[int, int, int] | None:
     return None
 
 
-def read_volumetric(stream: TextStream) -> Density:
+def read_volumetric(
+    stream: TextStream, *, channels: Sequence[str] | None = None, quantity: Quantity | None = None, unit: Unit | None = None
+) -> Density:
     """Read a CHGCAR, CHG, PARCHG or AECCAR.
 
     Parameters

@@ -1,0 +1,19 @@
+"""XSF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matminer_ed3d.density import Density, Quantity
+from matminer_ed3d.readers.streams import TextStream
+from matminer_ed3d.readers.units import Unit
+
+
+def read_xsf(
+    stream: TextStream, *, channels: Sequence[str] | None = None, quantity: Quantity | None = None, unit: Unit | None = None
+) -> Density:
+    raise NotImplementedError
+
+
+def has_grid(stream: TextStream) -> bool:
+    raise NotImplementedError

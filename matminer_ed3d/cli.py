@@ -51,10 +51,28 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print one JSON object a line for each file")
     predict.set_defaults(run=_predict)
 
+    info = commands.add_parser("info", help="say what density or structure files hold, and check it")
+    info.add_argument("files", nargs="+", metavar="FILE", help="a density (CHGCAR, cube, XSF, CCP4, ...) or a structure, by content")
+    info.add_argument("--json", action="store_true", help="print one JSON object a line for each file")
+    info.set_defaults(run=_info)
+
     featurize = commands.add_parser("featurize", help="turn files or table rows into samples or statistics")
-    featurize.add_argument("inputs", nargs="+", metavar="FILE_OR_PARQUET", help="files as for predict, or parquet tables of structures")
+    featurize.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="files as for predict, parquet tables of structures, or folders with all that is in them"
+    )
+    featurize.add_argument("--files-from", metavar="LIST", help="more inputs, one a line of this file; - is the standard input")
     featurize.add_argument("--featurizer", choices=("points", "voxels", "statistics"), default="statistics", help="default: %(default)s")
-    featurize.add_argument("--out", required=True, type=Path, help=".csv or .parquet for statistics, .npz for points and voxels")
+    featurize.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help=".csv or .parquet for statistics, .npz for points and voxels; or, for large batches, a folder, which a second run completes",
+    )
+    featurize.add_argument("--failures", type=Path, metavar="CSV", help="table of what failed (default: OUT.failures.csv, or in OUT)")
+    featurize.add_argument("--no-resume", action="store_true", help="throw away what OUT holds from an earlier run")
+    featurize.add_argument("--part-size", type=_positive, default=64, metavar="MB", help="of a part, in memory (default: %(default)s)")
+    featurize.add_argument("--cache", metavar="DIR", help="keep every result in this folder, and look there first (default: no cache)")
+    featurize.add_argument("--n-jobs", type=int, default=1, metavar="N", help="processes; -1: one per core (default: %(default)s)")
     featurize.add_argument("--channels", default="total", metavar="A,B", help="of total, diff, up, down (default: %(default)s)")
     featurize.add_argument("--voxel-size", type=float, metavar="A", help="points and voxels, in Å (default: 0.25)")
     featurize.add_argument("--voxel-basis", choices=("lattice", "cartesian"), help="voxels only (default: lattice)")
@@ -156,6 +174,20 @@ def _predict(options: argparse.Namespace) -> int:
     return complain.status
 
 
+def _info(options: argparse.Namespace) -> int:
+    from matminer_ed3d.file_info import file_info, readable
+
+    complain = _Complaints()
+    for path in options.files:
+        try:
+            answer = file_info(path)
+        except COMMAND_ERRORS as error:
+            complain(path, error)
+            continue
+        print(json.dumps(answer, ensure_ascii=False) if options.json else readable(answer), flush=True)
+    return complain.status
+
+
 def _readable(answer: dict[str, Any]) -> str:
     """Lay out one answer of ``predict`` for a person."""
     lines = [answer["file"]]
@@ -183,27 +215,46 @@ def _featurize(options: argparse.Namespace) -> int:
     if given:
         raise ValueError(f"--featurizer {options.featurizer} does not take {', '.join(given)}; leave it out or choose another featurizer")
     complain = _Complaints()
-    sources = table_features.named_sources(options.inputs, complain)
-    if options.featurizer == "statistics":
-        from matminer_ed3d.featurizers import DensityStatistics
-
-        featurizer = DensityStatistics(channels=_names(options.channels))
-        n = table_features.save_statistics(sources, featurizer, options.out, complain)
-    else:
-        from matminer_ed3d.samples import SampleOptions
-
-        description = SampleOptions(
-            kind=options.featurizer,
-            channels=_names(options.channels),
-            voxel_size=0.25 if options.voxel_size is None else options.voxel_size,
-            voxel_basis=options.voxel_basis or "lattice",
-            reduction=options.reduction or ("random" if options.featurizer == "points" else "mean"),
-            threshold=options.threshold or 0.0,
-            max_points=options.max_points,
-        )
-        n = table_features.save_samples(sources, description, options.out, complain, options.seed or 0)
-    print(f"{n} of {options.featurizer} written to {options.out}")
+    featurizer, save = _featurizer(options)
+    inputs = [*options.inputs, *(table_features.read_path_list(options.files_from) if options.files_from else ())]
+    if not inputs:
+        raise ValueError("there is nothing to featurize: expected files, folders or --files-from LIST")
+    own = [options.out, f"{options.out}.parts", f"{options.out}.failures.csv", *filter(None, (options.failures, options.cache))]
+    paths = table_features.input_paths(inputs, without=own)
+    report = save(
+        table_features.named_sources(paths),
+        featurizer,
+        options.out,
+        complain,
+        n_jobs=options.n_jobs,
+        resume=not options.no_resume,
+        part_bytes=options.part_size << 20,
+        failures=options.failures,
+        n_sources=None if any(path.endswith(".parquet") for path in paths) else len(paths),
+    )
+    earlier = f", {report.n_earlier} of them by an earlier run" if report.n_earlier else ""
+    failed = f"; {report.n_failed} failed" if report.n_failed else ""
+    print(f"{report.n_done} of {options.featurizer} written to {options.out}{earlier}{failed}")
     return complain.status
+
+
+def _featurizer(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Featurizer of the command ``featurize``, and the function that saves what it makes."""
+    from matminer_ed3d import featurizers, table_features
+
+    shared: dict[str, Any] = {"channels": _names(options.channels), "cache": options.cache}
+    if options.featurizer == "statistics":
+        return featurizers.DensityStatistics(**shared), table_features.save_statistics
+    shared |= {
+        "voxel_size": 0.25 if options.voxel_size is None else options.voxel_size,
+        "threshold": options.threshold or 0.0,
+        "max_points": options.max_points,
+        "random_state": options.seed or 0,
+    }
+    if options.featurizer == "points":
+        return featurizers.DensityPointCloud(reduction=options.reduction or "random", **shared), table_features.save_samples
+    voxels = featurizers.DensitySparseTensor(voxel_basis=options.voxel_basis or "lattice", reduction=options.reduction or "mean", **shared)
+    return voxels, table_features.save_samples
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -6,29 +6,40 @@ transformer. The classes hold parameters and one call; how rows are run, in one 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import pickle
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 from matminer.featurizers.base import BaseFeaturizer
+from monty.json import MontyEncoder
 from sklearn.base import TransformerMixin
 from sklearn.utils import Tags, TransformerTags
 from tqdm.auto import tqdm
 
 from matminer_ed3d import statistics
+from matminer_ed3d.cache import DiskCache, sha256_of_file
+from matminer_ed3d.density import Density
+from matminer_ed3d.readers.errors import file_error
+from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 from matminer_ed3d.sampling import check_channels
 from matminer_ed3d.sources import as_density, as_list
 
-__all__ = ["DensityPointCloud", "DensitySparseTensor", "DensityStatistics", "RowFeaturizer"]
+__all__ = ["DensityPointCloud", "DensitySparseTensor", "DensityStatistics", "RowFailure", "RowFeaturizer", "attempt"]
 
 NAN = float("nan")
+CACHE_VERSION = 1  # of what the cache holds; a new number where the same source and options give other features
 
 CITATION = (
     "@article{kim2024electrondensity, author = {Kim and others}, journal = {npj Computational Materials}, volume = {10}, "
@@ -37,7 +48,7 @@ CITATION = (
 
 
 @dataclass(frozen=True, eq=False)
-class _Failure:
+class RowFailure:
     """A row without features."""
 
     error: Exception | None  # what to raise; dropped where nobody will, since its traceback keeps the row's arrays alive
@@ -45,7 +56,8 @@ class _Failure:
     traceback: str
 
     @classmethod
-    def of(cls, error: Exception) -> _Failure:
+    def of(cls, error: Exception) -> RowFailure:
+        """Keep what an exception says."""
         return cls(error, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,31 +66,31 @@ class _Failure:
             survives = type(pickle.loads(pickle.dumps(self.error))) is type(self.error)
         except (pickle.PicklingError, TypeError, AttributeError, ValueError):
             survives = False
-        return _Failure, (self.error if survives else RuntimeError(self.reason), self.reason, self.traceback)
+        return RowFailure, (self.error if survives else RuntimeError(self.reason), self.reason, self.traceback)
 
 
-def _attempt(featurizer: Any, entry: tuple[Any, ...] | _Failure) -> list[Any] | _Failure:
-    """Features of one row, or its failure; Ctrl-C and the like pass through."""
-    if isinstance(entry, _Failure):
+def attempt(featurizer: Any, entry: tuple[Any, ...] | RowFailure) -> list[Any] | RowFailure:
+    """Return the features of one row, or its failure; Ctrl-C and the like pass through."""
+    if isinstance(entry, RowFailure):
         return entry
     try:
         return list(featurizer.featurize(*entry))
     except Exception as error:
-        return _Failure.of(error)
+        return RowFailure.of(error)
 
 
 def _as_is(row: Any) -> tuple[Any, ...]:
     return (row,)
 
 
-def _to_send(row: Any) -> tuple[Any, ...] | _Failure:
+def _to_send(row: Any) -> tuple[Any, ...] | RowFailure:
     """Make of a row what another process can read: a Chgcar cannot be unpickled (pymatgen-core 2026.10), so it goes as its Density."""
     if not hasattr(row, "data_aug"):
         return (row,)
     try:
         return (as_density(row),)
     except Exception as error:
-        return _Failure.of(error)
+        return RowFailure.of(error)
 
 
 class RowFeaturizer(TransformerMixin):
@@ -95,6 +107,7 @@ class RowFeaturizer(TransformerMixin):
     """
 
     on_error: str
+    cache: str | os.PathLike[str] | None
     _n_jobs: int | None = 1
     _dtype: type = object  # of the array that `transform` returns
 
@@ -162,17 +175,17 @@ class RowFeaturizer(TransformerMixin):
     def featurize_wrapper(self, x: Any, return_errors: bool = False, ignore_errors: bool = False) -> list[Any]:
         """Featurize one tuple of inputs as :meth:`featurize_many` does; matminer's ``MultipleFeaturizer`` calls it."""
         self.check()
-        result = _attempt(self, tuple(x))
-        if isinstance(result, _Failure) and result.error is not None and not ignore_errors:
+        result = attempt(self, tuple(x))
+        if isinstance(result, RowFailure) and result.error is not None and not ignore_errors:
             raise result.error
         return self._row(result, return_errors)
 
-    def _row(self, result: list[Any] | _Failure, return_errors: bool) -> list[Any]:
-        if isinstance(result, _Failure):
+    def _row(self, result: list[Any] | RowFailure, return_errors: bool) -> list[Any]:
+        if isinstance(result, RowFailure):
             return [NAN] * len(self.feature_labels()) + [result.traceback] * return_errors
         return result + [NAN] * return_errors
 
-    def _run(self, entries: Any, stop: bool, pbar: bool | dict[str, Any]) -> list[list[Any] | _Failure]:
+    def _run(self, entries: Any, stop: bool, pbar: bool | dict[str, Any]) -> list[list[Any] | RowFailure]:
         """Result of every row, in order; `stop` raises the first failure."""
         if isinstance(entries, np.ndarray | list | tuple | pd.Series | pd.DataFrame) and len(entries) == 0:
             return []
@@ -189,15 +202,15 @@ class RowFeaturizer(TransformerMixin):
         n_jobs = min(effective_n_jobs(self.n_jobs), len(rows))
         running: Any
         if n_jobs == 1:
-            running = (_attempt(self, entry) for entry in entries_of(_as_is))
+            running = (attempt(self, entry) for entry in entries_of(_as_is))
         else:
-            calls = (delayed(_attempt)(self, entry) for entry in entries_of(_to_send))
+            calls = (delayed(attempt)(self, entry) for entry in entries_of(_to_send))
             running = Parallel(n_jobs=n_jobs, backend="loky", return_as="generator")(calls)
         settings = {"total": len(rows), "desc": type(self).__name__, "disable": pbar is False}
-        results: list[list[Any] | _Failure] = []
+        results: list[list[Any] | RowFailure] = []
         with tqdm(**settings | (pbar if isinstance(pbar, dict) else {})) as bar:
             for result in running:
-                if isinstance(result, _Failure):
+                if isinstance(result, RowFailure):
                     if stop and error is None and result.error is not None:
                         error = result.error
                         if error.__traceback__ is None:  # it comes from another process
@@ -238,7 +251,7 @@ class RowFeaturizer(TransformerMixin):
         """
         rows = as_list(X)
         results = self._run(rows, stop=self.on_error != "nan", pbar=False)
-        failed = {number: result.reason for number, result in enumerate(results) if isinstance(result, _Failure)}
+        failed = {number: result.reason for number, result in enumerate(results) if isinstance(result, RowFailure)}
         if failed:
             first = next(iter(failed))
             shown = ", ".join(map(str, list(failed)[:10])) + (", …" if len(failed) > 10 else "")
@@ -293,6 +306,10 @@ class DensityPointCloud(RowFeaturizer, BaseFeaturizer):
         What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
     n_jobs : int
         Number of processes; -1 is one per core.
+    cache : path or None
+        A folder (:class:`matminer_ed3d.cache.DiskCache`) where the features of every row are kept and looked up first, by the content
+        of the source and the parameters, so that a run that was cut goes on where it was. With `reduction` random it needs a
+        `random_state`.
     """
 
     def __init__(
@@ -306,6 +323,7 @@ class DensityPointCloud(RowFeaturizer, BaseFeaturizer):
         random_state: int | None = None,
         on_error: str = "raise",
         n_jobs: int | None = 1,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.channels = channels
         self.voxel_size = voxel_size
@@ -316,15 +334,17 @@ class DensityPointCloud(RowFeaturizer, BaseFeaturizer):
         self.random_state = random_state
         self.on_error = on_error
         self.n_jobs = n_jobs
+        self.cache = cache
 
     def check(self) -> None:
         """Refuse parameters that have no meaning."""
         super().check()
         _sample_options(self, "points").check()
+        _check_repeatable(self)
 
     def featurize(self, x: Any) -> list[Any]:
         """Make the PointCloud of one Structure, Chgcar, Density or path."""
-        return [make_sample(x, _sample_options(self, "points"), self.random_state)]
+        return [_sample(self, x, _sample_options(self, "points"))]
 
     def feature_labels(self) -> list[str]:
         """One label."""
@@ -368,6 +388,10 @@ class DensitySparseTensor(RowFeaturizer, BaseFeaturizer):
         What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
     n_jobs : int
         Number of processes; -1 is one per core.
+    cache : path or None
+        A folder (:class:`matminer_ed3d.cache.DiskCache`) where the features of every row are kept and looked up first, by the content
+        of the source and the parameters, so that a run that was cut goes on where it was. With `reduction` random it needs a
+        `random_state`.
     """
 
     def __init__(
@@ -386,6 +410,7 @@ class DensitySparseTensor(RowFeaturizer, BaseFeaturizer):
         random_state: int | None = None,
         on_error: str = "raise",
         n_jobs: int | None = 1,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.channels = channels
         self.voxel_size = voxel_size
@@ -401,15 +426,17 @@ class DensitySparseTensor(RowFeaturizer, BaseFeaturizer):
         self.random_state = random_state
         self.on_error = on_error
         self.n_jobs = n_jobs
+        self.cache = cache
 
     def check(self) -> None:
         """Refuse parameters that have no meaning."""
         super().check()
         _sample_options(self, "voxels").check()
+        _check_repeatable(self)
 
     def featurize(self, x: Any) -> list[Any]:
         """Make the SparseTensor of one Structure, Chgcar, Density or path."""
-        return [make_sample(x, _sample_options(self, "voxels"), self.random_state)]
+        return [_sample(self, x, _sample_options(self, "voxels"))]
 
     def feature_labels(self) -> list[str]:
         """One label."""
@@ -421,6 +448,90 @@ def _sample_options(featurizer: Any, kind: Literal["points", "voxels"]) -> Sampl
     given = {name: value for name, value in featurizer.get_params(deep=False).items() if name in SampleOptions.__dataclass_fields__}
     check_channels(given["channels"])  # before a string becomes a tuple of letters
     return SampleOptions(kind=kind, **{**given, "channels": tuple(given["channels"])})
+
+
+def _check_repeatable(featurizer: Any) -> None:
+    if featurizer.cache is not None and featurizer.reduction == "random" and featurizer.random_state is None:
+        raise ValueError("`cache` keeps one draw of random points for good; set `random_state`, or reduction='mean'")
+
+
+def _sample(featurizer: Any, x: Any, options: SampleOptions) -> Sample:
+    """Make one sample, or take it from the cache."""
+    if featurizer.cache is None or isinstance(x, PointCloud | SparseTensor):
+        return make_sample(x, options, featurizer.random_state)
+    _check_repeatable(featurizer)
+    seed = featurizer.random_state if options.reduction == "random" else None
+    key_options = {**options.as_dict(), "random_state": seed}
+    arrays = _from_cache(featurizer, x, key_options, lambda x: _arrays_of(make_sample(x, options, seed)))
+    coords, feats, channels = arrays["coords"], arrays["feats"], tuple(options.channels)
+    if options.kind == "points":
+        return PointCloud(coords, feats, channels, arrays["lattice"])
+    nx, ny, nz = arrays["grid_shape"].tolist()
+    return SparseTensor(coords, feats, channels, arrays["voxel_basis"], (nx, ny, nz) if nx else None)
+
+
+def _arrays_of(sample: Sample) -> dict[str, np.ndarray]:
+    arrays = {"coords": sample.coords, "feats": sample.feats}
+    if isinstance(sample, PointCloud):
+        return {**arrays, "lattice": sample.lattice}
+    return {**arrays, "voxel_basis": sample.voxel_basis, "grid_shape": np.array(sample.grid_shape or (0, 0, 0))}  # 0: open space
+
+
+def _from_cache(
+    featurizer: RowFeaturizer, x: Any, options: Mapping[str, Any], make: Callable[[Any], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Look up what `make` makes of a source, by the content of the source; make it where it is not there."""
+    assert featurizer.cache is not None
+    if hasattr(x, "data_aug"):  # a Chgcar
+        x = as_density(x)
+    before = _state(x)
+    digest = _digest(x)
+    if digest is None:
+        return make(x)  # which says what is wrong with it
+    key = {
+        "what": type(featurizer).__name__,
+        "version": [version("matminer_ed3d"), CACHE_VERSION],
+        "options": options,
+        "source": digest,
+    }
+
+    def make_unchanged() -> dict[str, np.ndarray]:
+        arrays = make(x)
+        if _state(x) != before:
+            raise file_error(x, "another content than at the beginning", "a file that nobody writes to while it is read; run again")
+        return arrays
+
+    return DiskCache(featurizer.cache).get_or_make(key, make_unchanged)
+
+
+def _state(x: Any) -> tuple[int, ...]:
+    """What changes when somebody writes to a file; nothing of what is no file."""
+    if not isinstance(x, str | os.PathLike) or not Path(x).is_file():
+        return ()
+    found = Path(x).stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _digest(x: Any) -> str | None:
+    """Hash of all that the features of a source can depend on; None for what is no source.
+
+    Of a file these are its bytes and its name without the folder; of a structure all that pymatgen writes of it.
+    """
+    if isinstance(x, str | os.PathLike):
+        return f"file {Path(x).name} {sha256_of_file(x)}" if Path(x).is_file() else None
+    digest = hashlib.sha256()
+    if isinstance(x, Density):
+        for name in ("lattice", *sorted(x.channels)):
+            array = np.ascontiguousarray(x.lattice if name == "lattice" else x.channels[name], dtype="<f8")
+            digest.update(f"{name} {array.shape} ".encode())
+            digest.update(array.data)
+        digest.update(f"{x.is_voxel_mean} {x.quantity} ".encode())
+        x = x.structure
+    elif not hasattr(x, "as_dict"):
+        return None
+    if x is not None:
+        digest.update(json.dumps(x.as_dict(), sort_keys=True, cls=MontyEncoder).encode())
+    return f"object {digest.hexdigest()}"
 
 
 class DensityStatistics(RowFeaturizer, BaseFeaturizer):
@@ -448,6 +559,9 @@ class DensityStatistics(RowFeaturizer, BaseFeaturizer):
         What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
     n_jobs : int
         Number of processes; -1 is one per core.
+    cache : path or None
+        A folder (:class:`matminer_ed3d.cache.DiskCache`) where the features of every row are kept and looked up first, by the content
+        of the source and the parameters, so that a run that was cut goes on where it was.
     """
 
     _dtype = float
@@ -463,6 +577,7 @@ class DensityStatistics(RowFeaturizer, BaseFeaturizer):
         q_step: float = 0.1,
         on_error: str = "raise",
         n_jobs: int | None = 1,
+        cache: str | os.PathLike[str] | None = None,
     ) -> None:
         self.d_min = d_min
         self.channels = channels
@@ -473,6 +588,7 @@ class DensityStatistics(RowFeaturizer, BaseFeaturizer):
         self.q_step = q_step
         self.on_error = on_error
         self.n_jobs = n_jobs
+        self.cache = cache
 
     def check(self) -> None:
         """Refuse parameters that have no meaning."""
@@ -481,6 +597,12 @@ class DensityStatistics(RowFeaturizer, BaseFeaturizer):
 
     def featurize(self, x: Any) -> list[float]:
         """Describe one Structure, Chgcar, Density or path."""
+        if self.cache is None:
+            return self._describe(x)
+        options = self._options()
+        return _from_cache(self, x, options, lambda x: {"values": np.array(self._describe(x))})["values"].tolist()
+
+    def _describe(self, x: Any) -> list[float]:
         # A structure gives its exact coefficients, so no grid plays a part.
         density = as_density(x, method="band_limited", grid_spacing=0.5 * self.d_min, d_min=self.d_min)
         return list(statistics.density_statistics(density, **self._options()).values())
@@ -490,7 +612,7 @@ class DensityStatistics(RowFeaturizer, BaseFeaturizer):
         return list(statistics.statistic_names(**self._options()))
 
     def _options(self) -> dict[str, Any]:
-        given = {name: value for name, value in self.get_params(deep=False).items() if name not in ("on_error", "n_jobs")}
+        given = {name: value for name, value in self.get_params(deep=False).items() if name not in ("on_error", "n_jobs", "cache")}
         if not isinstance(self.channels, str):
             given["channels"] = tuple(self.channels)
         return given

@@ -8,35 +8,27 @@ its atom in real space. Both give the mean over each voxel, so the electrons are
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import scipy.fft
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 
-from matminer_ed3d import grids
+from matminer_ed3d import grids, scattering_factors, superposition
 from matminer_ed3d.density import Density
+from matminer_ed3d.scattering_factors import DEFAULT_B_ISO, Table
+from matminer_ed3d.superposition import Method
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 __all__ = ["Atoms", "DEFAULT_B_ISO", "atoms_from_structure", "density_from_atoms", "density_from_structure", "form_factor_table"]
 
-DEFAULT_B_ISO = 0.5
-"""B in Å² of an atom whose displacement nobody gave; typical of inorganic crystals at room temperature."""
-
-OVERSAMPLING = 2  # the reciprocal sum runs to twice the grid's Nyquist frequency and is folded back
-SMOOTH = 12.0  # a Gaussian is smooth if it has fallen by exp(-12) at that frequency
-NARROWEST = 0.02  # sigma in voxels; an atom that stands still is widened to this, so that a voxel can hold it
-LARGEST_LOG = 600.0  # exponents below this do not overflow, and what their product loses is below exp(-100)
-AT_ONCE = 500_000  # values held at once while sharp Gaussians are integrated
-REACH = 5.0  # a sharp Gaussian is cut at 5 sigma, where it has fallen by exp(-12.5); the cut is made up for by its norm
 U_CIF_KEYS = ("U11_cif", "U22_cif", "U33_cif", "U23_cif", "U13_cif", "U12_cif")  # pymatgen's names, in its order
-
-Method = Literal["mean", "point", "band_limited"]
+LARGEST_ROUNDING = 1e-12  # Å², below zero, of a displacement that is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +47,10 @@ class Atoms:
         Share of the site, in (0, 1].
     u_frac : (n_atoms, 3, 3) float
         Mean-square displacement in fractional coordinates; ``b_iso / (8 pi^2) * inv(lattice @ lattice.T)`` if isotropic.
+    charges : (n_atoms,) int, optional
+        Of ions, such as 3 for Fe3+; atoms are neutral if not given.
+    table : {"it92", "waasmaier_kirfel"}
+        Of scattering factors, see :mod:`matminer_ed3d.scattering_factors`.
     """
 
     lattice: Float[np.ndarray, "3 3"]
@@ -62,6 +58,8 @@ class Atoms:
     numbers: Int[np.ndarray, " n_atoms"]
     occupancies: Float[np.ndarray, " n_atoms"]
     u_frac: Float[np.ndarray, "n_atoms 3 3"]
+    charges: Int[np.ndarray, " n_atoms"] | None = None
+    table: Table = "it92"
 
     @classmethod
     def isotropic(
@@ -82,44 +80,77 @@ class Atoms:
 
 @cache
 def form_factor_table() -> tuple[Float[np.ndarray, "n_elements 5"], Float[np.ndarray, "n_elements 5"]]:
-    """Return the coefficients a (electrons) and b (Å²) of the neutral atoms, row Z; row 0 is empty. The fifth b is 0."""
-    import gemmi
-
-    table = [gemmi.Element(z).it92 for z in range(1, 99)]
-    a = np.array([[0.0] * 5] + [[*row.a, row.c] for row in table])
-    b = np.array([[0.0] * 5] + [[*row.b, 0.0] for row in table])
-    return a, b
+    """Return the coefficients a (electrons) and b (Å²) of the neutral atoms of ``it92``, row Z; row 0 is empty. The fifth b is 0."""
+    a, b = scattering_factors.gaussians_of(np.arange(1, 99))
+    return np.vstack([np.zeros(5), a]), np.vstack([np.zeros(5), b])
 
 
-def _site_displacement(site: Any, lattice: np.ndarray, default_u: np.ndarray) -> np.ndarray:
-    """Mean-square displacement of one pymatgen site in fractional coordinates, from the property that it carries."""
-    given = site.properties
+def _displacements(structure: Structure, b_default: float) -> Float[np.ndarray, "n_sites 3 3"]:
+    """Mean-square displacement of each site in fractional coordinates, from the property that it carries, or the default."""
+    lattice = structure.lattice.matrix
     metric_inverse = np.linalg.inv(lattice @ lattice.T)
-    if given.get("b_iso") is not None:
-        u_frac = float(given["b_iso"]) / (8 * np.pi**2) * metric_inverse
-    elif given.get("u_iso") is not None:
-        u_frac = float(given["u_iso"]) * metric_inverse
-    elif all(given.get(key) is not None for key in U_CIF_KEYS):
-        u11, u22, u33, u23, u13, u12 = (float(given[key]) for key in U_CIF_KEYS)
-        reciprocal_lengths = np.sqrt(np.diag(metric_inverse))
-        u_frac = np.array([[u11, u12, u13], [u12, u22, u23], [u13, u23, u33]]) * np.outer(reciprocal_lengths, reciprocal_lengths)
-    else:
-        return default_u
-    if not np.isfinite(u_frac).all() or np.linalg.eigvalsh(lattice.T @ u_frac @ lattice).min() < 0:
-        raise ValueError(f"the displacement of site {site.species_string} must be finite and positive definite, got {dict(given)}")
+    lengths = np.sqrt(np.diag(metric_inverse))
+    given = [site.properties for site in structure]
+    u_iso = np.full(len(given), b_default / (8 * np.pi**2))
+    u_frac = np.empty((len(given), 3, 3))
+    anisotropic = []
+    for n, properties in enumerate(given):
+        if not properties:
+            continue
+        if properties.get("b_iso") is not None:
+            u_iso[n] = float(properties["b_iso"]) / (8 * np.pi**2)
+        elif properties.get("u_iso") is not None:
+            u_iso[n] = float(properties["u_iso"])
+        elif all(properties.get(key) is not None for key in U_CIF_KEYS):
+            anisotropic.append(n)
+    u_frac[:] = u_iso[:, None, None] * metric_inverse
+    if anisotropic:
+        u_cif = np.array([[float(given[n][key]) for key in U_CIF_KEYS] for n in anisotropic])
+        u_frac[anisotropic] = u_cif[:, [0, 5, 4, 5, 1, 3, 4, 3, 2]].reshape(-1, 3, 3) * np.outer(lengths, lengths)
+    finite = np.isfinite(u_frac).all(axis=(1, 2))
+    smallest = np.full(len(given), -np.inf)
+    smallest[finite] = np.linalg.eigvalsh(lattice.T @ u_frac[finite] @ lattice)[:, 0]
+    if smallest.min() < -LARGEST_ROUNDING:
+        n = int(smallest.argmin())
+        raise ValueError(f"the displacement of site {structure[n].species_string} must be finite and positive definite, got {given[n]}")
     return u_frac
 
 
-def atoms_from_structure(structure: Structure, b_iso: float | None = None) -> Atoms:
+def _charges(species: list[Any], numbers: Int[np.ndarray, " n_atoms"], table: Table) -> Int[np.ndarray, " n_atoms"] | None:
+    """Charges of pymatgen's species; None, with a warning, if the table lacks one of the ions."""
+    states = [float(getattr(specie, "oxi_state", None) or 0) for specie in species]
+    if not any(states):
+        return None
+    ions = {
+        (z, state): scattering_factors.species_name(specie.symbol, state)
+        for specie, z, state in zip(species, numbers.tolist(), states, strict=True)
+    }
+    known = scattering_factors.coefficients(table)
+    missing = [name for pair, name in ions.items() if pair not in known]
+    if missing:
+        others = [other for other in get_args(Table) if all(pair in scattering_factors.coefficients(other) for pair in ions)]
+        way_out = f"`table={others[0]!r}` has all of them" if others else "`ions=False` takes neutral atoms without a warning"
+        message = f"`{table}` has no scattering factor for {', '.join(missing)}; all atoms of the structure count as neutral; {way_out}"
+        warnings.warn(message, UserWarning, stacklevel=4)
+        return None
+    return np.array(states, dtype=np.int64)
+
+
+def atoms_from_structure(structure: Structure, b_iso: float | None = None, *, ions: bool = True, table: Table = "it92") -> Atoms:
     """Take the atoms, occupancies and displacements of a pymatgen Structure.
 
     Parameters
     ----------
     structure : pymatgen Structure
         Displacements are read from the site properties ``b_iso`` (Å²), ``u_iso`` (Å²) or ``U11_cif`` … ``U12_cif`` (Å², the
-        CIF's U_ij). Ions count as their neutral atom.
+        CIF's U_ij).
     b_iso : float, optional
         B in Å² of the sites that carry none; :data:`DEFAULT_B_ISO` if not given.
+    ions : bool
+        Take the scattering factor of the ion where a species has an oxidation state. Where the table lacks one of the structure's
+        ions, or a state is not whole, all its atoms are neutral, with a UserWarning; so the cell's electrons stay balanced.
+    table : {"it92", "waasmaier_kirfel"}
+        Of scattering factors, see :mod:`matminer_ed3d.scattering_factors`.
 
     Raises
     ------
@@ -134,127 +165,20 @@ def atoms_from_structure(structure: Structure, b_iso: float | None = None) -> At
     lattice = np.array(structure.lattice.matrix, dtype=float)
     if not (np.isfinite(lattice).all() and abs(np.linalg.det(lattice)) > 1e-6):
         raise ValueError(f"the lattice of `structure` must be finite with a non-zero volume, got {lattice.tolist()}")
-    default_u = b_default / (8 * np.pi**2) * np.linalg.inv(lattice @ lattice.T)
-    rows = []
-    for site in structure:
-        u_frac = _site_displacement(site, lattice, default_u)
-        for specie, occupancy in site.species.items():
-            number = getattr(specie, "Z", None)
-            if not isinstance(number, int) or not 1 <= number <= 98:
-                raise ValueError(
-                    f"no scattering factor for {specie} at {site.frac_coords.round(4).tolist()}; known are H to Cf (Z = 1 to 98)"
-                )
-            rows.append((site.frac_coords, number, occupancy, u_frac))
-    frac_coords, numbers, occupancies, u = (np.array(column) for column in zip(*rows, strict=True))
+    rows = [(n, specie, occupancy) for n, site in enumerate(structure) for specie, occupancy in site.species.items()]
+    sites, species, occupancies = (list(column) for column in zip(*rows, strict=True))
+    numbers = [getattr(specie, "Z", None) for specie in species]
+    for site, specie, number in zip(sites, species, numbers, strict=True):
+        if not isinstance(number, int) or not 1 <= number <= 98:
+            at = structure[site].frac_coords.round(4).tolist()
+            raise ValueError(f"no scattering factor for {specie} at {at}; known are H to Cf (Z = 1 to 98)")
+    frac_coords = np.array(structure.frac_coords, dtype=float)[sites]
     if not np.isfinite(frac_coords).all():
         raise ValueError("the coordinates of `structure` must be finite, got NaN or infinity")
-    return Atoms(lattice, frac_coords.astype(float), numbers, occupancies.astype(float), u)
-
-
-def _groups(atoms: Atoms) -> list[np.ndarray]:
-    """Index arrays of the atoms that are alike in element and displacement: they share their Gaussians."""
-    keys = np.column_stack([atoms.numbers, (atoms.u_frac.reshape(-1, 9) * 1e12).round()])
-    _, inverse = np.unique(keys, axis=0, return_inverse=True)
-    order = np.argsort(inverse.ravel(), kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1)
-
-
-def _half_spectrum_axes(grid_shape: grids.GridShape) -> list[np.ndarray]:
-    nx, ny, nz = grid_shape
-    return [np.fft.fftfreq(nx, 1 / nx).round(), np.fft.fftfreq(ny, 1 / ny).round(), np.arange(nz // 2 + 1.0)]
-
-
-def _quadratic_form(axes: list[np.ndarray], matrix: np.ndarray) -> Float[np.ndarray, "nx ny nz"]:
-    """h^T matrix h for every h of three axes."""
-    x, y, z = axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
-    plane = matrix[0, 0] * x * x + 2 * matrix[0, 1] * x * y + matrix[1, 1] * y * y
-    return plane + (2 * matrix[0, 2] * x + 2 * matrix[1, 2] * y) * z + matrix[2, 2] * z * z
-
-
-def _geometric_sum(axes: list[np.ndarray], frac_coords: np.ndarray, weights: np.ndarray) -> Complex[np.ndarray, "nx ny nz"]:
-    """Sum weights_j exp(-2 pi i h.x_j) for every h of three axes, as one matrix product."""
-    ex, ey, ez = (np.exp(-2j * np.pi * np.outer(h, frac_coords[:, i])) for i, h in enumerate(axes))
-    planes = (ex[:, None, :] * (ey * weights)[None, :, :]).reshape(-1, len(weights))
-    return (planes @ ez.T).reshape(len(axes[0]), len(axes[1]), len(axes[2]))
-
-
-def _fold(spectrum: Complex[np.ndarray, "mx my mz"], grid_shape: grids.GridShape) -> Float[np.ndarray, "nx ny nz"]:
-    """Values on a coarse grid of a function known by the half spectrum of an `OVERSAMPLING` times finer one."""
-    fine = tuple(OVERSAMPLING * n for n in grid_shape)
-    half_folded = spectrum.reshape(OVERSAMPLING, grid_shape[0], OVERSAMPLING, grid_shape[1], -1).sum(axis=(0, 2))
-    # Along z the spectrum is Hermitian: transform x and y first, then let the real transform go to the fine grid.
-    planes = scipy.fft.ifft2(half_folded, axes=(0, 1), norm="forward")
-    return scipy.fft.irfft(planes, n=fine[2], axis=2, norm="forward")[:, :, ::OVERSAMPLING]
-
-
-@cache
-def _voxel_nodes(n_nodes: int) -> tuple[Float[np.ndarray, " n_nodes"], Float[np.ndarray, " n_nodes"]]:
-    """Gauss-Legendre nodes in a voxel, (-1/2, 1/2), and their weights, which sum to 1."""
-    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
-    return 0.5 * nodes, 0.5 * weights
-
-
-def _voxel_integrals(
-    nodes: list[np.ndarray], node_weights: list[np.ndarray], precision: Float[np.ndarray, "3 3"]
-) -> Float[np.ndarray, "n_atoms wx wy wz"]:
-    """Integrate exp(-r^T precision r / 2) over the voxels of a box, for every atom.
-
-    `nodes` of each axis are (n_atoms, n_voxels, n_nodes). The exponent is a sum over pairs of axes, so the sums over y and z are
-    matrix products; where y and z do not mix, as in most conventional cells, they are done before x.
-    """
-    (x, y, z), (weights_x, weights_y, weights_z) = nodes, node_weights
-    n_atoms, wx, nx = x.shape
-    wy, wz = y.shape[1], z.shape[1]
-    mixed = abs(precision[1, 2]) > 1e-12 * np.sqrt(precision[1, 1] * precision[2, 2])
-    squares = 0.25 * np.diag(precision)  # shared by the two pairs of each axis, so that neither grows large
-    own, shared = (squares, squares) if mixed else (2 * squares, 0 * squares)
-    x, y, z = x.reshape(n_atoms, wx * nx, 1, 1), y[:, None], z[:, None]
-    log_xy = -squares[0] * x**2 - own[1] * y**2 - precision[0, 1] * x * y + np.log(np.tile(weights_x, wx)[:, None, None] * weights_y)
-    log_xz = -squares[0] * x**2 - own[2] * z**2 - precision[0, 2] * x * z + np.log(weights_z)
-    skewed = log_xy.max() + log_xz.max() > LARGEST_LOG
-    if not (mixed or skewed):
-        xy, xz = (np.exp(part).sum(axis=3).reshape(n_atoms, wx, nx, -1) for part in (log_xy, log_xz))
-        return xy.transpose(0, 1, 3, 2) @ xz
-    y, z = y[:, 0, :, :, None], z.reshape(n_atoms, 1, 1, -1)
-    log_yz = -shared[1] * y**2 - shared[2] * z**2 - precision[1, 2] * y * z
-    log_xy, log_xz = log_xy.transpose(0, 2, 1, 3), log_xz.reshape(n_atoms, 1, wx * nx, -1)
-    if skewed or log_xy.max() + log_xz.max() + log_yz.max() > LARGEST_LOG:
-        xyz = sum(np.exp(log_xy[..., n, None] + log_yz[:, :, None, n] + log_xz) for n in range(y.shape[2]))
-    else:
-        xyz = (np.exp(log_xy) @ np.exp(log_yz)) * np.exp(log_xz)
-    return xyz.reshape(n_atoms, wy, wx, nx, -1).sum(axis=3).reshape(n_atoms, wy, wx, wz, -1).sum(axis=4).transpose(0, 2, 1, 3)
-
-
-def _sharp_gaussian(
-    out: Float[np.ndarray, " n_grid"],
-    grid_shape: grids.GridShape,
-    centres: Float[np.ndarray, "n_atoms 3"],
-    covariance: Float[np.ndarray, "3 3"],
-    weights: Float[np.ndarray, " n_atoms"],
-    average: bool,
-) -> None:
-    """Add atoms' shares of one Gaussian (all in voxel units) to the flat grid `out`; each atom's sum is its weight if `average`."""
-    precision = np.linalg.inv(covariance)
-    reach = np.ceil(REACH * np.sqrt(np.diag(covariance)) + (0.5 if average else 0.0)).astype(int)
-    offsets = [np.arange(-r, r + 1) for r in reach]
-    if average:  # as many nodes as the narrowest cut through the Gaussian asks for
-        rules = [_voxel_nodes(max(3, int(np.ceil(2 * np.sqrt(p))) + 1)) for p in np.diag(precision)]
-    else:
-        rules = [(np.zeros(1), np.ones(1))] * 3
-    widths = [len(offset) * len(rule[0]) for offset, rule in zip(offsets, rules, strict=True)]
-    n_together = max(1, AT_ONCE // (widths[0] * len(offsets[1]) * widths[2]))
-    for some in np.array_split(np.arange(len(centres)), -(-len(centres) // n_together)):
-        nearest = np.round(centres[some]).astype(int)
-        nodes = [
-            (nearest[:, i] - centres[some, i])[:, None, None] + offset[:, None] + rule[0]
-            for i, (offset, rule) in enumerate(zip(offsets, rules, strict=True))
-        ]
-        blocks = _voxel_integrals(nodes, [rule[1] for rule in rules], precision)
-        norm = blocks.sum(axis=(1, 2, 3)) if average else np.sqrt(np.linalg.det(2 * np.pi * covariance))
-        blocks *= (weights[some] / norm)[:, None, None, None]
-        ix, iy, iz = ((nearest[:, i, None] + offsets[i]) % grid_shape[i] for i in range(3))
-        index = (ix[:, :, None, None] * grid_shape[1] + iy[:, None, :, None]) * grid_shape[2] + iz[:, None, None, :]
-        np.add.at(out, index.ravel(), blocks.ravel())
+    z = np.array(numbers, dtype=np.int64)
+    charges = _charges(species, z, table) if ions else None
+    u_frac = _displacements(structure, b_default)[sites]
+    return Atoms(lattice, frac_coords, z, np.array(occupancies, dtype=float), u_frac, charges, table)
 
 
 def density_from_atoms(
@@ -276,44 +200,10 @@ def density_from_atoms(
     Returns
     -------
     (nx, ny, nz) float
-        e/Å³. ``mean`` and ``band_limited`` sum to the table's electrons; ``point`` does not where the grid is coarser than
-        the atoms (up to 15 % off at 0.25 Å).
+        e/Å³; see :func:`matminer_ed3d.superposition.superpose`, which does the sums and states their error and cost.
     """
-    a_table, b_table = form_factor_table()
-    lattice = atoms.lattice
-    shape = np.array(grid_shape)
-    metric_inverse = np.linalg.inv(lattice @ lattice.T)
-    band_limited = method == "band_limited"
-    axes = _half_spectrum_axes(grid_shape if band_limited else tuple(OVERSAMPLING * n for n in grid_shape))  # type: ignore[arg-type]
-    q_squared = _quadratic_form(axes, metric_inverse)
-    spectrum = np.zeros(q_squared.shape, dtype=complex)
-    sharp = np.zeros(int(shape.prod()))
-    moved, displacement = None, np.zeros(0)
-    for group in _groups(atoms):
-        number, u_frac = int(atoms.numbers[group[0]]), atoms.u_frac[group[0]]
-        frac_coords, occupancies = atoms.frac_coords[group], atoms.occupancies[group]
-        shape_factor = np.zeros_like(q_squared)
-        for a, b in zip(a_table[number], b_table[number], strict=True):
-            covariance = (b / (8 * np.pi**2) * metric_inverse + u_frac) * np.outer(shape, shape)
-            covariance += max(0.0, NARROWEST**2 - np.linalg.eigvalsh(covariance)[0]) * np.eye(3)
-            # exp(-2 pi^2 h U h) at the faces of the oversampled box, the least of which decides
-            if band_limited or (0.5 * (np.pi * OVERSAMPLING) ** 2 / np.diag(np.linalg.inv(covariance))).min() >= SMOOTH:
-                shape_factor += a * np.exp(-0.25 * b * q_squared)
-            else:
-                _sharp_gaussian(sharp, grid_shape, frac_coords * shape, covariance, a * occupancies, average=method == "mean")
-        if shape_factor.any():
-            if moved is None or not np.array_equal(moved, u_frac):  # mostly all atoms move alike
-                moved, displacement = u_frac, np.exp(-2 * np.pi**2 * _quadratic_form(axes, u_frac))
-            spectrum += shape_factor * displacement * _geometric_sum(axes, frac_coords, occupancies)
-    volume = abs(np.linalg.det(lattice))
-    if band_limited:
-        if d_min is not None:
-            spectrum[q_squared > d_min**-2 * (1 + 1e-9)] = 0
-        return scipy.fft.irfftn(spectrum, s=grid_shape, norm="forward") / volume
-    if method == "mean":
-        for axis, h in enumerate(axes):
-            spectrum *= np.sinc(h / grid_shape[axis]).reshape([-1 if i == axis else 1 for i in range(3)])
-    return (_fold(spectrum, grid_shape) + sharp.reshape(grid_shape) * shape.prod()) / volume
+    a, b = scattering_factors.gaussians_of(atoms.numbers, atoms.charges, atoms.table)
+    return superposition.superpose(atoms.lattice, atoms.frac_coords, atoms.occupancies, a, b, atoms.u_frac, grid_shape, method, d_min)
 
 
 def density_from_structure(
@@ -324,6 +214,8 @@ def density_from_structure(
     method: Method = "mean",
     d_min: float | None = None,
     b_iso: float | None = None,
+    ions: bool = True,
+    table: Table = "it92",
 ) -> Density:
     """Make the independent-atom density of a structure, as VESTA and GSAS do.
 
@@ -341,6 +233,10 @@ def density_from_structure(
         Resolution in Å of ``band_limited``; twice `grid_spacing` if not given.
     b_iso : float, optional
         B in Å² of sites without a displacement; 0.5 if not given.
+    ions : bool
+        Scattering factors by oxidation state where a species has one; see :func:`atoms_from_structure`.
+    table : {"it92", "waasmaier_kirfel"}
+        Of scattering factors, see :mod:`matminer_ed3d.scattering_factors`.
 
     Returns
     -------
@@ -357,7 +253,7 @@ def density_from_structure(
         raise ValueError(f"`method` must be 'mean', 'point' or 'band_limited', got {method!r}")
     if not (np.isfinite(grid_spacing) and grid_spacing > 0):
         raise ValueError(f"`grid_spacing` must be a positive distance in Å, got {grid_spacing}")
-    atoms = atoms_from_structure(structure, b_iso)
+    atoms = atoms_from_structure(structure, b_iso, ions=ions, table=table)
     if grid_shape is None:
         grid_shape = grids.fine_grid_shape(atoms.lattice, grid_spacing)
     elif callable(grid_shape):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matminer_ed3d.density import Density, Quantity
-from matminer_ed3d.readers import abinit, ccp4, cube, json_density, kinds, structures, vasp, vasp_hdf5, vesta, xsf
+from matminer_ed3d.readers import abinit, ccp4, cube, json_density, kinds, other_structures, structures, vasp, vasp_hdf5, vesta, xsf
 from matminer_ed3d.readers.errors import DensityFileError, file_error
 from matminer_ed3d.readers.streams import TextStream, open_stream
 from matminer_ed3d.readers.units import Unit
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
     from pymatgen.io.vasp.outputs import Chgcar
 
-__all__ = ["DensityFileError", "as_density", "as_list", "density_from_chgcar", "read_density", "read_structure"]
+__all__ = ["DensityFileError", "as_density", "as_list", "density_from_chgcar", "read_density", "read_structure", "what_is"]
 
 ACCEPTED = "a Density, a pymatgen Structure, a pymatgen Chgcar, or the path of a density or structure file"
 FORMATS = (
@@ -130,15 +130,7 @@ def _from_structure(structure: Structure, name: str | None, options: dict[str, A
 
 
 def _from_path(path: str | os.PathLike[str], options: dict[str, Any]) -> Density:
-    with open_stream(path) as stream:
-        kind = _known_kind(stream)
-        if kind == "poscar":
-            vasp.read_poscar(stream, quiet=True)
-            holds_grid = vasp.has_grid(stream)
-        elif kind == "xsf":
-            holds_grid = xsf.has_grid(stream)
-        else:
-            holds_grid = kind in READERS
+    _, holds_grid = what_is(path)
     if holds_grid:
         return _electrons_only(read_density(path), os.fspath(path))
     from matminer_ed3d.promolecule import density_from_structure
@@ -148,6 +140,22 @@ def _from_path(path: str | os.PathLike[str], options: dict[str, Any]) -> Density
         return density_from_structure(structure, **options)
     except ValueError as error:
         raise DensityFileError(f"{os.fspath(path)}: {error}") from error
+
+
+def what_is(path: str | os.PathLike[str]) -> tuple[kinds.Kind, bool]:
+    """Tell what a file is by its content, and whether it holds a grid of values or a structure alone.
+
+    Raises
+    ------
+    DensityFileError
+        If it is neither, is missing, or is damaged at its beginning.
+    """
+    with open_stream(path) as stream:
+        kind = _known_kind(stream)
+        if kind == "poscar":
+            vasp.read_poscar(stream, quiet=True)
+            return kind, vasp.has_grid(stream)
+        return kind, xsf.has_grid(stream) if kind == "xsf" else kind in READERS
 
 
 def _electrons_only(density: Density, name: str | None) -> Density:
@@ -167,7 +175,7 @@ def _known_kind(stream: TextStream) -> kinds.Kind:
     kind = kinds.kind_of(head)
     if kind == "poscar" and Path(stream.path).name.lower().removesuffix(".gz").endswith(".cif"):
         raise file_error(stream.path, "no data_ block", "a CIF, which begins with data_")
-    return kind
+    return "other_structure" if kind == "poscar" and other_structures.is_named_as_atat(stream.path) else kind
 
 
 def read_density(
@@ -208,7 +216,10 @@ def read_density(
 
 
 def read_structure(path: str | os.PathLike[str]) -> Structure:
-    """Read a crystal structure: CIF, POSCAR (also at the head of a CHGCAR) or pymatgen's JSON, by content, plain or compressed.
+    """Read a crystal structure, by content, plain or compressed.
+
+    CIF; POSCAR, also at the head of a CHGCAR; pymatgen's JSON and YAML; XSF; vasprun.xml; the input of exciting; CSSR; .res in P 1;
+    PWmat; ATAT's rndstr.in, lat.in and bestsqs.out.
 
     Raises
     ------
@@ -221,6 +232,10 @@ def read_structure(path: str | os.PathLike[str]) -> Structure:
             return structures.read_cif(stream)
         if kind == "structure_json":
             return structures.read_json(stream)
+        if kind == "xsf":
+            return other_structures.read_other(stream, "XSF")
+        if kind == "other_structure":
+            return other_structures.read_other(stream, other_structures.format_of(stream.head(HEAD)) or "ATAT")
         if kind != "poscar":
             raise file_error(path, f"a {kinds.TITLES[kind]}", "a CIF, a POSCAR or a structure JSON")
         structure = vasp.structure_of(vasp.read_poscar(stream))

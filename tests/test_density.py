@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import get_args
 
 import numpy as np
 import pytest
 from monty.json import MontyDecoder, MontyEncoder
 from pymatgen.core.structure import Structure
 
-from matminer_ed3d.density import Density
+from matminer_ed3d.density import UNITS, Density, Quantity
 
 LATTICE = np.array([[4.0, 0.0, 0.0], [1.1, 5.2, 0.0], [-0.7, 1.3, 6.1]])
 SHAPE = (6, 7, 8)
@@ -51,7 +52,7 @@ def values_at_sites(density: Density) -> np.ndarray:
         (LATTICE, {"total": np.ones(SHAPE), "up": np.ones(SHAPE)}, r"got also \['up'\]"),
         (LATTICE, {"total": np.ones((6, 7))}, r"'total' must be \(nx, ny, nz\), got shape \(6, 7\)"),
         (LATTICE, {"total": np.ones((6, 0, 8))}, r"'total' must be \(nx, ny, nz\), got shape \(6, 0, 8\)"),
-        (LATTICE, {"total": np.ones(SHAPE), "diff": np.ones((6, 7, 9))}, r"the shape of 'total', \(6, 7, 8\); 'diff' has \(6, 7, 9\)"),
+        (LATTICE, {"total": np.ones(SHAPE), "diff": np.ones((6, 7, 9))}, r"the shape of the first, \(6, 7, 8\); 'diff' has \(6, 7, 9\)"),
     ],
 )
 def test_a_density_that_is_none_is_refused(lattice: np.ndarray, channels: dict[str, np.ndarray], message: str) -> None:
@@ -287,6 +288,54 @@ def test_resampling_keeps_the_structure(nacl: Structure) -> None:
     assert density.resample((10, 10, 10)).structure is density.structure
 
 
+# Quantities that are no electron density
+
+
+@pytest.mark.parametrize("quantity", ["potential", "elf", "orbital", "unknown"])
+def test_another_quantity_names_its_channels_as_it_likes(quantity: Quantity) -> None:
+    values = np.random.default_rng(0).normal(size=SHAPE)
+    density = Density(LATTICE, {"up": values, "anything": -values}, quantity=quantity)
+    assert density.grid_shape == SHAPE
+    np.testing.assert_array_equal(density.channel("up"), values)  # its own, not derived
+    with pytest.raises(ValueError, match=rf"one of \['anything', 'up'\], those of this {quantity}, got 'down'"):
+        density.channel("down")
+    with pytest.raises(ValueError, match=f"only an electron density has electrons, got the quantity '{quantity}'"):
+        density.n_electrons()
+
+
+def test_every_quantity_has_a_unit() -> None:
+    assert set(UNITS) == set(get_args(Quantity))
+    assert UNITS["electron_density"] == "e/Å³"
+
+
+@pytest.mark.usefixtures("as_user")
+def test_an_unknown_quantity_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"`quantity` must be one of \['electron_density', 'elf', .*\], got 'charge'"):
+        Density(LATTICE, {"total": np.ones(SHAPE)}, quantity="charge")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantity", get_args(Quantity))
+def test_a_density_without_channels_is_refused(quantity: Quantity) -> None:
+    with pytest.raises(ValueError, match="`channels` must hold at least one grid"):
+        Density(LATTICE, {}, quantity=quantity)
+
+
+@pytest.mark.parametrize("quantity", get_args(Quantity))
+def test_the_quantity_goes_with_the_values(quantity: Quantity) -> None:
+    density = Density(LATTICE, {"total": np.random.default_rng(0).random(SHAPE)}, quantity=quantity)
+    made = (
+        density.resample((5, 5, 5)),
+        density.resample((3, 3, 3), method="mean"),
+        density.resample((3, 3, 3), method="mean").point_values(),
+        density.shift_origin([0.1, 0.2, 0.3]),
+        density.change_basis(UNIMODULAR[0]),
+        pickle.loads(pickle.dumps(density)),
+        Density.from_dict(density.as_dict()),
+        json.loads(json.dumps(density, cls=MontyEncoder), cls=MontyDecoder),
+    )
+    assert {one.quantity for one in made} == {quantity}
+
+
 # Storing
 
 
@@ -298,6 +347,7 @@ def assert_same(left: Density, right: Density) -> None:
         assert right.channels[name].dtype == np.float64
     assert left.structure == right.structure
     assert left.is_voxel_mean is right.is_voxel_mean
+    assert left.quantity == right.quantity
 
 
 @pytest.fixture

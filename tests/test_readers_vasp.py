@@ -336,9 +336,93 @@ def test_bad_files_are_refused_by_line_and_reason(tmp_path, case):
             read_text(tmp_path, change(chgcar_text()))
 
 
-def test_a_potential_is_no_density(tmp_path):
-    with pytest.raises(DensityFileError, match="LOCPOT"):
-        read_text(tmp_path, HEADER + grid_text(-values()))
+# --- what the numbers are -------------------------------------------------------------------------------------------------------
+
+
+def read_as(tmp_path: Path, name: str, n_sets: int, numbers: np.ndarray, **options) -> Density:
+    path = tmp_path / name
+    path.write_text(HEADER + grid_text(numbers) * n_sets)
+    with open_stream(path) as stream:
+        return read_volumetric(stream, **options)
+
+
+RIPPLES = np.where(np.arange(60).reshape(SHAPE) % 7 == 0, -1.0, 100.0)
+POTENTIAL = np.random.default_rng(1).normal(-8.0, 7.0, SHAPE)
+DIFFERENCE = np.random.default_rng(1).normal(0.0, 3.0, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "name", "quantity"),
+    [
+        (values(), "x", "electron_density"),
+        (RIPPLES, "x", "electron_density"),
+        (values() / 10, "x", "elf"),
+        (values() / 10, "ELFCAR.gz", "elf"),
+        (values() / 10, "PARCHG", "electron_density"),
+        (values() / 10, "AECCAR0", "electron_density"),
+        (values() / 1000, "x", "unknown"),
+        (values() / 10, "LOCPOT", "unknown"),
+        (0 * values(), "x", "unknown"),
+        (POTENTIAL, "x", "potential"),
+        (-values(), "x", "potential"),
+        (-values(), "CHGCAR", "unknown"),
+        (POTENTIAL, "CHGCAR_diff", "unknown"),
+        (DIFFERENCE, "CHGCAR", "unknown"),
+        (np.abs(DIFFERENCE) - 1.0, "x", "unknown"),
+        (np.abs(DIFFERENCE) - 1.0, "LOCPOT", "potential"),
+        (values(), "LOCPOT", "potential"),
+        (values(), "run1_ELFCAR.txt", "unknown"),
+        (values(), "TAUCAR", "unknown"),
+    ],
+)
+def test_the_numbers_tell_the_quantity_and_the_name_what_they_leave_open(tmp_path, numbers, name, quantity):
+    density = read_as(tmp_path, name, 1, numbers)
+    assert density.quantity == quantity
+    divisor = density.volume if quantity == "electron_density" else 1.0
+    np.testing.assert_allclose(density.channels["total"] * divisor, numbers, rtol=1e-11)
+    told = read_as(tmp_path, name, 1, numbers, quantity="electron_density")
+    np.testing.assert_allclose(told.channels["total"] * told.volume, numbers, rtol=1e-11)
+
+
+@pytest.mark.parametrize(("n_sets", "names"), [(1, ["total"]), (2, ["up", "down"]), (4, ["total", "diff_x", "diff_y", "diff_z"])])
+def test_two_sets_of_a_potential_are_the_two_spins(tmp_path, n_sets, names):
+    assert list(read_as(tmp_path, "x", n_sets, POTENTIAL).channels) == names
+
+
+def test_channels_can_be_chosen(tmp_path):
+    path = tmp_path / "CHGCAR"
+    path.write_text(chgcar_text(2) + "nonsense")
+    with open_stream(path) as stream:
+        total = read_volumetric(stream, channels=("total",))
+    assert list(total.channels) == ["total"]
+    np.testing.assert_allclose(total.channels["total"] * total.volume, values(0), rtol=1e-11)
+    path.write_text(chgcar_text(4))
+    for channels, error, reason in [
+        (("total", "diff"), DensityFileError, "no channel 'diff', expected one of total, diff_x, diff_y, diff_z"),
+        (("diff_x",), ValueError, "must hold 'total'"),
+        ("total", ValueError, "sequence of names"),
+        ((), ValueError, "sequence of names"),
+    ]:
+        with open_stream(path) as stream, pytest.raises(error, match=reason):
+            read_volumetric(stream, channels=channels)
+    with open_stream(path) as stream:
+        assert list(read_volumetric(stream, channels=["diff_y", "total"]).channels) == ["total", "diff_y"]
+    with open_stream(path) as stream, pytest.raises(ValueError, match="`unit` must be left out"):
+        read_volumetric(stream, unit="e/A^3")
+
+
+def test_gzip_members_may_follow_one_another_and_nothing_else(tmp_path):
+    text = chgcar_text(2).encode()
+    path = tmp_path / "CHGCAR.gz"
+    whole = gzip.compress(text[:700]) + gzip.compress(text[700:])
+    for tail in (b"", b"\0" * 512):
+        path.write_bytes(whole + tail)
+        np.testing.assert_array_equal(read(path).channels["diff"], read_text(tmp_path, text).channels["diff"])
+    wrong_checksum = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for bad in (whole + b"garbage", whole[:-4] + b"\0\0\0\0", wrong_checksum, whole + gzip.compress(b" " * 99)[:-9]):
+        path.write_bytes(bad)
+        with pytest.raises(DensityFileError, match=r"CHGCAR\.gz: found damaged data"):
+            read(path)
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])

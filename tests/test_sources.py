@@ -108,6 +108,7 @@ def test_a_potential_object_is_refused(tmp_path):
         as_density(potential)
 
 
+@pytest.mark.filterwarnings("ignore:.*no usable displacement")  # pymatgen's CIF has none
 @pytest.mark.parametrize(
     "name", ["TiO2.cif", "TiO2.CIF", "TiO2.cif.gz", "POSCAR", "POSCAR.gz", "CONTCAR_1", "TiO2.vasp", "TiO2.json", "TiO2.json.gz", "TiO2"]
 )
@@ -168,7 +169,6 @@ def test_the_shipped_examples_read(chgcar_path, cif_path):
     [
         ("U_iso_or_equiv", "0.02(1)", 0.02),
         ("B_iso_or_equiv", "1.5791367", 0.02),
-        ("calc_flag", "d", None),
     ],
 )
 def test_displacements_of_a_cif_are_carried(tmp_path, u, value, u_iso):
@@ -176,10 +176,7 @@ def test_displacements_of_a_cif_are_carried(tmp_path, u, value, u_iso):
     path.write_text(cif(u, value))
     structure = read_structure(path)
     assert structure[1].species["O"] == 0.75
-    if u_iso is None:
-        assert "u_iso" not in structure.site_properties
-    else:
-        np.testing.assert_allclose(structure.site_properties["u_iso"], u_iso, rtol=1e-6)
+    np.testing.assert_allclose(structure.site_properties["u_iso"], u_iso, rtol=1e-6)
     assert as_density(path).n_electrons() == pytest.approx(26 + 0.75 * 8, rel=1e-3)
 
 
@@ -354,9 +351,19 @@ def test_a_cif_with_gaps_in_its_displacements_says_so_once(tmp_path, value):
     assert density.structure.site_properties["u_iso"] == [pytest.approx(0.02), None]
 
 
-def test_a_cif_without_a_column_of_displacements_is_silent(cif_path):
-    structure = read_structure(cif_path)
-    assert not {"u_iso", *U_CIF} & set(structure.site_properties)
+def test_a_cif_without_a_column_of_displacements_says_so_once(tmp_path):
+    path = tmp_path / "x.cif"
+    path.write_text(cif("calc_flag", "d"))
+    with pytest.warns(UserWarning, match=r"x\.cif: no usable displacement for any atom; the default B of 0\.5 Å² .*b_iso=") as caught:
+        density = as_density(path, grid_spacing=0.5)
+    assert len(caught) == 1
+    assert not {"u_iso", *U_CIF} & set(density.structure.site_properties)
+
+
+def test_formats_that_hold_no_displacement_take_the_default_in_silence(tmp_path, nacl):
+    (tmp_path / "POSCAR").write_text(HEADER)
+    as_density(tmp_path / "POSCAR", grid_spacing=0.5)
+    as_density(nacl, grid_spacing=0.5)
 
 
 def test_a_block_without_atoms_changes_no_displacement(tmp_path):
@@ -393,7 +400,7 @@ def test_bad_cifs_name_the_file(tmp_path, case):
 
 def test_what_pymatgen_says_of_a_cif_is_passed_on_with_the_file(tmp_path):
     path = tmp_path / "x.cif"
-    path.write_text(cif("attached_hydrogens", "1"))
+    path.write_text(cif().replace("_atom_site_occupancy", "_atom_site_attached_hydrogens\n_atom_site_occupancy").replace(" 1 0.02", " 1 1 0.02").replace("0.75 0.02", "1 0.75 0.02"))
     with pytest.warns(UserWarning, match=r"x\.cif: Structure has implicit hydrogens"):
         read_structure(path)
 
@@ -489,17 +496,17 @@ REFUSED = {
     "HTML": (lambda path: path.write_text("<!DOCTYPE html>\n<html><body>404</body></html>"), "an HTML"),
     "LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
     "binary": (lambda path: path.write_bytes(bytes(range(256)) * 20), "binary data"),
-    "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500)), "HDF5"),
+    "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500)), "damaged HDF5"),
     "zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(500)), "zip archive"),
     "tar in gzip": (_tar, "tar archive"),
     "truncated gzip": (lambda path: path.write_bytes(gzip.compress(chgcar_text().encode())[:400]), "damaged data"),
     "prose": (lambda path: path.write_text("Dear all,\nplease find attached\nthe density.\n"), r":2: found .*scale factor"),
     "cube": (
-        lambda path: path.write_text("a\nb\n 1 0.0 0.0 0.0\n" + " 2 0.5 0.0 0.0\n" * 3 + " 1 1.0 0.0 0.0 0.0\n" + " 1.0" * 8),
-        "Gaussian cube.*CHGCAR",
+        lambda path: path.write_text("a\nb\n 1 0.0 0.0 0.0\n" + " 2 0.5 0.0 0.0\n" * 3 + " 1 1.0 0.0 0.0 0.0\n" + " 1.0" * 7),
+        "vectors that span a cell of 0",
     ),
-    "ccp4": (lambda path: path.write_bytes(bytes(208) + b"MAP " + bytes(900)), "CCP4 map.*CHGCAR"),
-    "xsf": (lambda path: path.write_text("# x\nCRYSTAL\nPRIMVEC\n"), "XSF"),
+    "ccp4": (lambda path: path.write_bytes(bytes(208) + b"MAP " + bytes(900)), r"axes \(MAPC, MAPR, MAPS\)"),
+    "xsf": (lambda path: path.write_text("# x\nCRYSTAL\nPRIMVEC\n"), "vector a of PRIMVEC"),
 }
 
 
@@ -549,13 +556,14 @@ def test_a_name_that_no_file_can_have_is_refused():
         as_density("CHG\0CAR")
 
 
-@pytest.mark.parametrize("name", ["LOCPOT", "LOCPOT.gz", "run1_ELFCAR.txt", "locpot"])
-def test_potentials_are_known_by_their_name(tmp_path, name):
+@pytest.mark.parametrize(("name", "found"), [("LOCPOT", "a potential"), ("LOCPOT.gz", "a potential"), ("run1_ELFCAR.txt", "unknown quantity")])
+def test_a_name_warns_of_what_the_numbers_leave_open(tmp_path, name, found):
     path = tmp_path / name
     path.write_text(chgcar_text())
-    with pytest.raises(DensityFileError, match="holds no electron density"):
+    with pytest.raises(DensityFileError, match=f"found .*{found}.*expected an electron density.*quantity='electron_density'"):
         as_density(path)
     assert len(read_structure(path)) == 3
+    assert read_density(path, quantity="electron_density").n_electrons() > 0
 
 
 def test_a_structure_is_no_density_file(cif_path, tmp_path):

@@ -8,13 +8,31 @@ import re
 import warnings
 from typing import Any
 
+import numpy as np
+
 from matminer_ed3d.readers.displacements import add_displacements, has_displacements
 from matminer_ed3d.readers.streams import TextStream
+from matminer_ed3d.scattering_factors import DEFAULT_B_ISO
 
-__all__ = ["read_cif", "read_json"]
+__all__ = ["PARSER_ERRORS", "check_sites", "read_cif", "read_json", "structure_from_record"]
 
+SMALLEST_VOLUME = 1e-6  # Å³
+LARGEST_LENGTH = 1e5  # Å
 SHOWN = 5  # labels named in a warning
 LETTERS = re.compile(r"[A-Za-z]+")
+NO_ELEMENT = re.compile(r"OH|NO3|Vac?$|Vc$|Dum|Xx", re.IGNORECASE)  # groups, which pymatgen leaves out, and places without an atom
+WATER = re.compile(r"[HO]w|Wat|wat")
+ISOTOPE = re.compile(r"[DT](?:\d*[+-]\d*)?")
+NOT_GIVEN = ("?", ".")
+CHARGED = re.compile(
+    r"[A-Z][a-z]?(?:(?P<size>\d+(?:\.\d+)?)?(?P<sign>[+-])|(?P<sign_first>[+-])(?P<size_last>\d+(?:\.\d+)?))"
+)  # Fe3+, Cl-, Fe+3
+DECIMALS = re.compile(r"[+-]?\d*\.(\d+)")
+COARSEST = 5e-3  # error of a coordinate of two decimals; fewer are taken for exact beyond that
+FARTHEST = 0.25  # Å between an atom and its image, if they are the same atom
+PYMATGEN_MERGES = 5e-5  # images closer than this, in fractions of the cell, pymatgen makes one site itself
+LARGEST_SUM = 1.02  # of the occupancies on one place; 3 x 0.334 is 1.002
+CROWDED = 0.5  # Å; no two atoms of any molecule or crystal come that close
 NO_GUESS = re.compile(
     "Spacegroup from|fractional coordinates rounded|Cannot determine chemical composition|stoichiometry check|is not a valid"
 )
@@ -22,30 +40,106 @@ NO_GUESS = re.compile(
 PARSER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def _first_block(text: str) -> Any:
-    """Return gemmi's first CIF block with atoms; None without one."""
+def _first_block(stream: TextStream, text: str) -> Any:
+    """Return gemmi's first CIF block with atoms, with a warning if there are more; None without one."""
     import gemmi
 
     try:
         document = gemmi.cif.read_string(text)
     except (ValueError, RuntimeError):  # pymatgen forgives more than the standard does
         return None
-    return next((block for block in document if len(block.find_values("_atom_site_label")) > 0), None)
+    blocks = [block for block in document if len(block.find_values("_atom_site_label")) > 0]
+    if len(blocks) > 1:
+        message = f"{stream.path}: {len(blocks)} blocks with atoms; the first, {blocks[0].name!r}, is read"
+        warnings.warn(message, UserWarning, stacklevel=4)
+    return blocks[0] if blocks else None
+
+
+def _check_species(stream: TextStream, symbol: str, label: str) -> None:
+    """Refuse a species that is none, and say what is made of a label that stands in for it."""
+    from pymatgen.core.periodic_table import Element
+
+    letters = LETTERS.match(symbol or label)
+    known = [letters[0][:n] for n in (2, 1) if letters and len(letters[0]) >= n and Element.is_valid_symbol(letters[0][:n].capitalize())]
+    if letters is None or not known or NO_ELEMENT.match(letters[0]) or (symbol and known[0] != letters[0]):
+        raise stream.error(f"species {symbol or label!r} of atom {label}", "an element of the periodic table")
+    if known[0] != letters[0] and not WATER.match(label):  # pymatgen says itself what it takes for water
+        message = f"{stream.path}: atom {label} is taken for {known[0].capitalize()}; `_atom_site_type_symbol` would say it"
+        warnings.warn(message, UserWarning, stacklevel=5)
 
 
 def _check_atoms(stream: TextStream, block: Any) -> None:
-    """Refuse what pymatgen leaves out or takes for something else without a word."""
+    """Refuse what pymatgen leaves out or takes for something else without a word, and write out occupancies that are not given."""
     from gemmi.cif import as_number
-    from pymatgen.core.periodic_table import Element
 
-    for row in block.find("_atom_site_", ["label", "?type_symbol", "?occupancy"]):
-        symbol = row.str(1) if row.has(1) else ""
-        letters = LETTERS.match(symbol)
-        if symbol and not (letters and Element.is_valid_symbol(letters[0].capitalize())):
-            raise stream.error(f"species {symbol!r} of atom {row.str(0)}", "an element of the periodic table")
-        occupancy = as_number(row[2]) if row.has(2) else math.nan
-        if not math.isnan(occupancy) and not 0 <= occupancy <= 1 + 1e-6:
-            raise stream.error(f"occupancy {row[2]} of atom {row.str(0)}", "at least 0, at most 1")
+    for row in block.find("_atom_site_", ["label", "?type_symbol", "?occupancy", "?fract_x", "?fract_y", "?fract_z"]):
+        label = row.str(0)
+        _check_species(stream, row.str(1) if row.has(1) else "", label)
+        if row.has(1) and ISOTOPE.fullmatch(row.str(1)):  # of one density; pymatgen cannot have both on one site
+            row[1] = row.str(1).replace("D", "H").replace("T", "H")
+        if row.has(2) and row[2] in NOT_GIVEN:
+            row[2] = "1"
+        if row.has(2) and not 0 <= as_number(row[2]) <= 1 + 1e-6:
+            raise stream.error(f"occupancy {row[2]} of atom {label}", "at least 0, at most 1")
+        for i, axis in enumerate("xyz", 3):
+            if row.has(i) and not math.isfinite(as_number(row[i])):
+                raise stream.error(f"coordinate {axis} = {row[i]} of atom {label}", "a number")
+
+
+def _charge(match: re.Match[str] | None) -> float:
+    if match is None:
+        return 0.0
+    size = float(match["size"] or match["size_last"] or 1)
+    return -size if (match["sign"] or match["sign_first"]) == "-" else size
+
+
+def _state_charges(block: Any) -> None:
+    """Write the charges of symbols such as Fe3+ or O2- as the oxidation numbers that pymatgen looks for."""
+    if len(block.find_values("_atom_type_oxidation_number")) > 0:
+        return
+    symbols = dict.fromkeys(row.str(0) for row in block.find(["_atom_site_type_symbol"]))
+    found = {symbol: CHARGED.fullmatch(symbol) for symbol in symbols}
+    if not any(found.values()):
+        return
+    charges = [_charge(match) for match in found.values()]
+    block.find_mmcif_category("_atom_type_").erase()
+    loop = block.init_loop("_atom_type_", ["symbol", "oxidation_number"])
+    for symbol, charge in zip(symbols, charges, strict=True):
+        loop.add_row([f"'{symbol}'", f"{charge:g}"])
+
+
+def _digits(word: str) -> float:
+    """Largest error that the digits of a coordinate leave, at most `COARSEST`."""
+    decimals = DECIMALS.match(word)
+    return min(0.5 * 10.0 ** -len(decimals[1]), COARSEST) if decimals else 0.0
+
+
+def _place_on_symmetry(block: Any, operations: list[Any], lattice: np.ndarray) -> bool:
+    """Move atoms onto the special positions that the digits of their coordinates cannot tell them from; tell whether any moved.
+
+    An atom at (0.333, 0.667, z) is one atom, not three around the axis at (1/3, 2/3, z). Its place is the mean over the operations
+    that hold it in place within the rounding of its digits. pymatgen does so for thirds of four digits only.
+    """
+    from gemmi.cif import as_number
+
+    moved = False
+    rotations = np.array([op.rotation_matrix for op in operations]).reshape(-1, 3, 3)
+    translations = np.array([op.translation_vector for op in operations]).reshape(-1, 3)
+    for row in block.find("_atom_site_", ["fract_x", "fract_y", "fract_z"]):
+        words = [row.str(i) for i in range(3)]
+        coords = np.array([as_number(word) for word in words])
+        if not np.isfinite(coords).all():
+            continue
+        rounding = np.array([_digits(word) for word in words])
+        steps = rotations @ coords + translations - coords
+        steps -= np.round(steps)
+        close = (np.abs(steps) <= np.abs(rotations) @ rounding + rounding + 1e-9).all(axis=1)
+        close &= np.linalg.norm(steps @ lattice, axis=1) <= FARTHEST
+        if close.any() and np.abs(steps[close]).max() > PYMATGEN_MERGES:
+            for i, x in enumerate(coords + steps[close].mean(axis=0)):
+                row[i] = f"{x:.10f}"
+            moved = True
+    return moved
 
 
 def _operations(parser: Any, text: str, name: str) -> list[Any]:
@@ -60,12 +154,17 @@ def _operations(parser: Any, text: str, name: str) -> list[Any]:
         return list(parser.get_magsymops(block) if parser.feature_flags["magcif"] else parser.get_symops(block))
 
 
-def _check_sites(stream: TextStream, structure: Any) -> None:
+def check_sites(stream: TextStream, structure: Any) -> None:
+    """Refuse a structure without atoms or volume, and sites without an element, a finite place or an occupancy in (0, 1]."""
     from pymatgen.core.periodic_table import Element, Species
 
     if len(structure) == 0:
         raise stream.error("no atoms", "at least one")
+    if not SMALLEST_VOLUME < structure.volume <= LARGEST_LENGTH**3:
+        raise stream.error(f"a cell of volume {structure.volume}", "three lattice vectors that span a cell")
     for site in structure:
+        if not site.species:
+            raise stream.error(f"no species at {site.frac_coords.tolist()}", "an element of the periodic table")
         if not all(math.isfinite(x) for x in site.frac_coords):
             raise stream.error(f"coordinates {site.frac_coords.tolist()} of {site.species_string}", "finite numbers")
         for specie, occupancy in site.species.items():
@@ -75,28 +174,14 @@ def _check_sites(stream: TextStream, structure: Any) -> None:
                 raise stream.error(f"occupancy {occupancy} of {specie}", "more than 0, at most 1")
 
 
-def read_cif(stream: TextStream) -> Any:
-    """Read the first structure of a CIF as a pymatgen Structure, in the cell of the file.
-
-    Displacements become the site property ``u_iso`` or ``U11_cif`` to ``U12_cif`` (Å²), see
-    :func:`matminer_ed3d.readers.displacements.add_displacements`; a file that gives them for some atoms only makes a UserWarning, one
-    that gives none does not. A coordinate within 1e-4 of a third or two thirds, such as 0.3333, is taken for it, as pymatgen does.
-
-    Raises
-    ------
-    DensityFileError
-        If there is no structure in it: no atoms, an unknown element, a missing coordinate, an impossible cell or occupancy.
-    """
+def _parse(stream: TextStream, text: str) -> tuple[Any, Any, list[str]]:
+    """Let pymatgen read the first structure of a CIF; return its parser, the structure and what it had to guess."""
     from pymatgen.io.cif import CifParser
 
-    text = stream.read_rest()
-    block = _first_block(text)
-    if block is not None:
-        _check_atoms(stream, block)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            parser = CifParser.from_str(text)
+            parser = CifParser.from_str(text, occupancy_tolerance=LARGEST_SUM)
             structure = parser.parse_structures(primitive=False)[0]
         except PARSER_ERRORS as error:
             reasons = [str(warning.message).splitlines()[-1] for warning in caught if "No structure parsed" in str(warning.message)]
@@ -104,16 +189,77 @@ def read_cif(stream: TextStream) -> Any:
             raise stream.error(
                 f"no crystal structure ({reason})", "a CIF with a cell, known elements, coordinates and occupancies"
             ) from error
-    for note in _notes(caught):
+    return parser, structure, _notes(caught)
+
+
+def read_cif(stream: TextStream) -> Any:
+    """Read the first structure of a CIF as a pymatgen Structure, in the cell of the file.
+
+    Symmetry is expanded; atoms on one place share a site. Disorder is kept as it is written: every group of every assembly, with its
+    occupancies. Occupancies that sum to at most 1.02 on a place are scaled to 1, with a warning, larger ones refused. Oxidation
+    numbers, or charges in the symbols, make ions. A magnetic CIF gives its nuclei, with their moments.
+
+    Displacements become the site property ``u_iso`` or ``U11_cif`` to ``U12_cif`` (Å²), see
+    :func:`matminer_ed3d.readers.displacements.add_displacements`; a file that leaves atoms without one makes a UserWarning.
+
+    An atom that the digits of its coordinates cannot tell from a special position, such as (0.333, 0.667, z) on a threefold axis, is
+    put there, so that it is one atom and not several side by side.
+
+    Raises
+    ------
+    DensityFileError
+        If there is no structure in it: no atoms, an unknown element, a missing coordinate, an impossible cell or occupancy.
+    """
+    text = stream.read_rest()
+    block = _first_block(stream, text)
+    if block is None:
+        _, structure, notes = _parse(stream, text)
+        operations = []
+    else:
+        _check_atoms(stream, block)
+        _state_charges(block)
+        alone = _text_of(block)
+        parser, structure, notes = _parse(stream, alone)
+        operations = _operations(parser, alone, block.name)
+        if _place_on_symmetry(block, operations, structure.lattice.matrix):
+            _, structure, notes = _parse(stream, _text_of(block))
+    for note in notes:
         warnings.warn(f"{stream.path}: {note}", UserWarning, stacklevel=3)
-    _check_sites(stream, structure)
-    if block is not None and has_displacements(block):
-        bare = add_displacements(structure, block, _operations(parser, text, block.name))
-        if bare:
-            some = ", ".join(bare[:SHOWN]) + (" ..." if len(bare) > SHOWN else "")
-            message = f"{stream.path}: no usable displacement for {some}; there the default B of 0.5 Å² or `b_iso` counts"
-            warnings.warn(message, UserWarning, stacklevel=3)
+    check_sites(stream, structure)
+    crowded = _crowded(structure)
+    if crowded:
+        message = (
+            f"{stream.path}: {_some(crowded)} overlap, closer than {CROWDED} Å with more than one atom in all; are occupancies missing?"
+        )
+        warnings.warn(message, UserWarning, stacklevel=3)
+    bare = [site.label for site in structure] if block is None else add_displacements(structure, block, operations)
+    if bare:
+        of = _some(bare) if block is not None and has_displacements(block) else "any atom"
+        way_out = f"the default B of {DEFAULT_B_ISO} Å² counts there, or yours, `as_density(path, b_iso=...)`"
+        warnings.warn(f"{stream.path}: no usable displacement for {of}; {way_out}", UserWarning, stacklevel=3)
     return structure
+
+
+def _some(labels: list[str]) -> str:
+    return ", ".join(labels[:SHOWN]) + (" ..." if len(labels) > SHOWN else "")
+
+
+def _text_of(block: Any) -> str:
+    """One block as the text of a CIF."""
+    import gemmi
+
+    document = gemmi.cif.Document()
+    document.add_copied_block(block)
+    return str(document.as_string())
+
+
+def _crowded(structure: Any) -> list[str]:
+    """Labels of sites so near to others that they are the same place, where the occupancies there sum to more than 1."""
+    centres, others, _, _ = structure.get_neighbor_list(CROWDED)
+    occupancies = np.array([site.species.num_atoms for site in structure])
+    sums = occupancies + np.bincount(centres, occupancies[others], minlength=len(structure))
+    alone = np.bincount(centres, minlength=len(structure)) == 0
+    return list(dict.fromkeys(structure[int(i)].label for i in np.flatnonzero((sums > LARGEST_SUM) & ~alone)))
 
 
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
@@ -127,21 +273,24 @@ def _plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float | str | bool) or (isinstance(value, list) and all(_plain(v) for v in value))
 
 
-def read_json(stream: TextStream) -> Any:
-    """Read a pymatgen Structure from its JSON; nothing that the file names is ever imported.
+def structure_from_record(record: Any, stream: TextStream) -> Any:
+    """Build a pymatgen Structure from the dict of its JSON; nothing that the dict names is ever imported.
+
+    Parameters
+    ----------
+    record : dict
+        With ``lattice`` (its ``matrix``, rows in Å) and ``sites`` (``species``, fractional ``abc``, ``label``, ``properties``). Only
+        properties of numbers, text and lists of them are kept.
+    stream : TextStream
+        Names the file in errors.
 
     Raises
     ------
     DensityFileError
-        If the text is not JSON, is that of something else, or has a site that is none.
+        If `record` is no structure, or has a site, a species or a cell that is none.
     """
     from pymatgen.core.structure import Structure
 
-    text = stream.read_rest()
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise stream.error(f"text that is not JSON ({error})", "a pymatgen Structure written by `structure.to(filename=...)`") from error
     name = record.get("@class") if isinstance(record, dict) else None
     if not isinstance(record, dict) or name not in (None, "Structure", "IStructure") or not {"lattice", "sites"} <= set(record):
         what = f"JSON of {name}" if name else "JSON of something else"
@@ -155,11 +304,30 @@ def read_json(stream: TextStream) -> Any:
                 {k: v for k, v in sp.items() if k in ("element", "occu", "oxidation_state", "spin") and v is not None}
                 for sp in site["species"]
             ]
+            if not all(math.isfinite(sp["occu"]) for sp in species):  # pymatgen would leave out a species of NaN
+                raise ValueError(f"occupancies {[sp['occu'] for sp in species]}")
             sites.append({"species": species, "abc": [float(x) for x in site["abc"]], "properties": properties, "label": site.get("label")})
-        structure = Structure.from_dict({"lattice": {"matrix": record["lattice"]["matrix"]}, "sites": sites})
+        matrix = np.array(record["lattice"]["matrix"], dtype=float)
+        if matrix.shape != (3, 3) or not (np.abs(matrix) <= LARGEST_LENGTH).all():
+            raise ValueError(f"a lattice that is not three finite rows in Å of at most {LARGEST_LENGTH:.0e}")
+        structure = Structure.from_dict({"lattice": {"matrix": matrix.tolist()}, "sites": sites})
     except PARSER_ERRORS as error:
         raise stream.error(f"a structure that cannot be built ({error})", "the lattice and the sites of a pymatgen Structure") from error
-    if not math.isfinite(structure.volume) or structure.volume < 1e-6:
-        raise stream.error(f"a cell of volume {structure.volume}", "three lattice vectors that span a cell")
-    _check_sites(stream, structure)
+    check_sites(stream, structure)
     return structure
+
+
+def read_json(stream: TextStream) -> Any:
+    """Read a pymatgen Structure from its JSON; nothing that the file names is ever imported.
+
+    Raises
+    ------
+    DensityFileError
+        If the text is not JSON, is that of something else, or has a site that is none.
+    """
+    text = stream.read_rest()
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise stream.error(f"text that is not JSON ({error})", "a pymatgen Structure written by `structure.to(filename=...)`") from error
+    return structure_from_record(record, stream)

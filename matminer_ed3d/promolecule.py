@@ -1,9 +1,8 @@
 """Atoms to density: superposed independent atoms (the promolecule), from X-ray scattering factors, occupancies and displacement.
 
 Each atom is a sum of five Gaussians, f(s) = sum_c a_c exp(-b_c s^2), the last one the constant c of the table with b = 0
-(International Tables C, 1992, table 6.1.1.4, as tabulated by gemmi), and its displacement widens each of them. A Gaussian that is
-smooth on the grid is summed in reciprocal space; a sharp one, which a transform would alias, is integrated over the voxels around
-its atom in real space. Both give the mean over each voxel, so the electrons are conserved on any grid.
+(International Tables C, 1992, table 6.1.1.4, as tabulated by gemmi), and its displacement widens each of them;
+:mod:`matminer_ed3d.superposition` sums them on the grid.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ An atom is a few Gaussians, f(s) = sum_c a_c exp(-b_c s^2), which its displaceme
 - A sharper one is added in a box around its atom in real space: its values at points, or its integrals over voxels by Gauss-Legendre
   nodes, normalised to its electrons.
 
-Cost: c1 N log N for N grid points plus c2 for each atom, c1 and c2 about 1 ns and 1 ms. A box holds some ten thousand points whatever
+Cost: c1 N log N for N grid points plus c2 for each atom (`benchmarks/atoms_to_density.py`). A box holds some ten thousand points whatever
 the grid, since a wide Gaussian goes to a coarse one; a grid so fine that even the sharpest Gaussian covers many points adds the cube of
 sigma / spacing to c2. The spectrum of a few like atoms is rather a matrix product, where it is cheaper than boxes; so it costs little
 more if every atom has a displacement of its own. Nothing in Python runs once per atom, except to add a box of thousands of points.
@@ -158,7 +158,7 @@ def _add_points(
                     width = int(max(1, (np.floor(bounds[1] + centres[few, i]) - corner).max() + 1))
                     rows.append((corner - centres[few, i])[:, None] + np.arange(width))
                     corners.append(corner)
-                boxes = _product_of_pairs(*_pair_exponents(x, *rows, precision[few]), peaks[few])
+                boxes = _product_of_pairs(*_pair_exponents(x, rows[0], rows[1], precision[few]), peaks[few])
                 _add_boxes(out, np.column_stack(corners).astype(int), boxes)
 
 
@@ -235,7 +235,7 @@ def _add_voxel_integrals(
         n_together = max(1, int(AT_ONCE_VOXELS / values))
         for few in np.array_split(some, -(-len(some) // n_together)):
             centre, first = centres[few], np.round(centres[few, 0] - reach[few, 0])
-            boxes, corners = [], []
+            boxes, places = [], []
             for start in range(0, int(widths[0]), thickness):
                 x_low = first + start - 0.5 - centre[:, 0]
                 bounds = [(-reach[few, 0], reach[few, 0])]
@@ -253,10 +253,10 @@ def _add_voxel_integrals(
                     nodes.append(edges[:, :-1, None] + steps * points)
                     node_weights.append(steps * shares)
                 boxes.append(_voxel_integrals(nodes, node_weights, precision[few]))
-                corners.append(np.column_stack(corner).astype(int))
+                places.append(np.column_stack(corner).astype(int))
             totals = sum(box.reshape(len(few), -1).sum(axis=1) for box in boxes)
-            for corner, box in zip(corners, boxes, strict=True):
-                _add_boxes(out, corner, box * (weights[few] / totals)[:, None, None, None])
+            for place, box in zip(places, boxes, strict=True):
+                _add_boxes(out, place, box * (weights[few] / totals)[:, None, None, None])
 
 
 # Coarse grids and their spectra
@@ -264,12 +264,13 @@ def _add_voxel_integrals(
 
 def _coarse_shapes(grid_shape: grids.GridShape, factor: float) -> list[grids.GridShape]:
     """Shapes of ever coarser grids from `factor` times the steps of `grid_shape` on, each sqrt(2) times coarser than the one before."""
-    shapes = []
+    shapes: list[grids.GridShape] = []
     while max(grid_shape) / factor >= COARSEST or not shapes:
         lengths = (scipy.fft.next_fast_len(int(np.ceil(n / factor)), real=True) for n in grid_shape)
-        shapes.append(tuple(min(m, n if factor > 1 else 2 * n) for m, n in zip(lengths, grid_shape, strict=True)))
+        nx, ny, nz = (min(m, n if factor > 1 else 2 * n) for m, n in zip(lengths, grid_shape, strict=True))
+        shapes.append((nx, ny, nz))
         factor *= np.sqrt(2)
-    return shapes  # type: ignore[return-value]
+    return shapes
 
 
 def _halves(n_from: int, n_to: int, folds: bool = False) -> list[tuple[slice, slice]]:
@@ -355,16 +356,16 @@ def _structure_factors(
     atoms: Int[np.ndarray, " n"],
     kinds: Int[np.ndarray, " n"],
 ) -> Complex[np.ndarray, "nx ny nz"]:
-    """Half spectrum of Gaussians of `factors` times `weights` electrons; those of a kind differ from atom to atom in place and factor only."""
+    """Half spectrum of Gaussians of `factors` times `weights` electrons; those of a kind differ in place and factor only."""
     axes = _half_spectrum_axes(shape)
     spectrum = np.zeros([len(h) for h in axes], dtype=complex)
-    rows = [h[None] for h in axes]
+    x, y, z = (h[None] for h in axes)
     for kind in np.unique(kinds):
         own = np.flatnonzero(kinds == kind)
         of_first = own[atoms[own] == atoms[own[0]]]
         shape_factor = np.zeros(spectrum.shape)
         for i in of_first:
-            pairs = _pair_exponents(*rows, 4 * np.pi**2 * covariance[i : i + 1])
+            pairs = _pair_exponents(x, y, z, 4 * np.pi**2 * covariance[i : i + 1])
             shape_factor += _product_of_pairs(*pairs, weights[i : i + 1])[0]
         _, first_of_atom = np.unique(atoms[own], return_index=True)
         spectrum += shape_factor * _geometric_sum(axes, frac_coords[own[first_of_atom]], factors[own[first_of_atom]])

@@ -226,7 +226,7 @@ class Failing(DensityPointCloud):
 def test_exception_that_cannot_travel_says_the_same(nacl):
     with pytest.raises(TwoArgumentError, match="one two"):
         Failing().featurize_many([nacl, nacl], pbar=False)
-    result = featurizers._attempt(Failing(), (nacl,))
+    result = featurizers.attempt(Failing(), (nacl,))
     copy = pickle.loads(pickle.dumps(result))
     assert str(copy.error) == "TwoArgumentError: one two"
     assert "TwoArgumentError" in copy.traceback
@@ -256,7 +256,7 @@ def test_progress_bar_counts_rows_that_are_done(table, monkeypatch):
             seen.append(finished[0])
 
     finished = [0]
-    real = featurizers._attempt
+    real = featurizers.attempt
 
     def counted(featurizer, entry):
         finished[0] += 1

@@ -506,7 +506,7 @@ REFUSED = {
         "vectors that span a cell of 0",
     ),
     "ccp4": (lambda path: path.write_bytes(bytes(208) + b"MAP " + bytes(900)), r"axes \(MAPC, MAPR, MAPS\)"),
-    "xsf": (lambda path: path.write_text("# x\nCRYSTAL\nPRIMVEC\n"), "vector a of PRIMVEC"),
+    "xsf": (lambda path: path.write_text("# x\nCRYSTAL\nPRIMVEC\n"), "XSF|vector a of PRIMVEC"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Sums of Gaussians on a grid: direct float64 sums over all images as oracle, in cells of every shape; electrons; cost that does not grow."""
+"""Sums of Gaussians on a grid: direct float64 sums over all images as oracle, in every kind of cell; electrons; cost."""
 
 from __future__ import annotations
 

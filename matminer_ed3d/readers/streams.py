@@ -39,12 +39,12 @@ BYTES_PER_VALUE = 256  # a block of n values may not take more than this many by
 
 # First bytes, how to open, and the most bytes of text that a byte of the file can hold (deflate: 1032; the others are set).
 COMPRESSIONS: tuple[tuple[bytes, Callable[[Any], Any], int], ...] = (
-    (b"\x1f\x8b", lambda raw: igzip.IGzipFile(fileobj=raw), 1_100),
+    (b"\x1f\x8b", lambda raw: igzip.IGzipFile(fileobj=raw), 1_100),  # type: ignore[no-untyped-call]
     (b"BZh", bz2.BZ2File, 50_000),
     (b"\xfd7zXZ\x00", lzma.LZMAFile, 10_000),
 )
 
-DAMAGED = (EOFError, zlib.error, isal_zlib.error, lzma.LZMAError, OSError)
+DAMAGED: tuple[type[Exception], ...] = (EOFError, zlib.error, isal_zlib.error, lzma.LZMAError, OSError)  # type: ignore[assignment]
 """What the openers of :data:`COMPRESSIONS` raise on data that are cut short, of a wrong checksum, or followed by something else."""
 
 NUMBER = re.compile(rb"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")

@@ -1,7 +1,8 @@
 """Fuzz the text parsers: ``python fuzz/run.py [--minutes 10] [parser ...]``; what it finds lies in build/fuzz/PARSER/findings.
 
 A run starts from the small files of `tests/bad_files.py` and the corpus in `tests/fuzz_corpus`. It ends with the numbers that the README
-quotes. With --merge, the inputs that add coverage are written to `tests/fuzz_corpus`, the smallest first, at most 30 for each parser.
+quotes. With --merge, inputs that add coverage are written to `tests/fuzz_corpus`, about 30 of all sizes for each parser, with the small
+files.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ LARGEST_KEPT = 3000
 sys.path.insert(0, str(ROOT / "tests"))
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Return what the harnesses need; libFuzzer starts itself anew to merge, by the first line of the script."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"ED3D_FUZZ_FINDINGS": str(folder / "findings"), "OMP_NUM_THREADS": "1", "PATH": path}
+
+
 def seeds(parser: str) -> dict[str, str]:
     """Return small sound files for a parser."""
     import bad_files as made
@@ -47,7 +54,9 @@ def seeds(parser: str) -> dict[str, str]:
         "cube": {
             "one": made.cube(grid),
             "angstrom": made.cube(grid).replace(" 2 1.", " -2 1.").replace("\n 3 0", "\n -3 0").replace("\n 4 0", "\n -4 0"),
-            "orbitals": made.cube(grid).replace(" 1 0.0 0.0 0.0\n", " -1 0.0 0.0 0.0\n").replace("0.0 0.0 0.0\n 1.5", "0.0 0.0 0.0\n 1 5\n 1.5"),
+            "orbitals": made.cube(grid)
+            .replace(" 1 0.0 0.0 0.0\n", " -1 0.0 0.0 0.0\n")
+            .replace("0.0 0.0 0.0\n 1.5", "0.0 0.0 0.0\n 1 5\n 1.5"),
             "values": made.cube(grid).replace(" 1 0.0 0.0 0.0\n", " 1 0.0 0.0 0.0 1\n"),
         },
         "xsf": {
@@ -63,7 +72,10 @@ def seeds(parser: str) -> dict[str, str]:
             "density": made.density_json(grid),
             "escaped": made.density_json(small).replace("total", "tot\\u0061l"),
         },
-        "structure_json": {"one": json.dumps(made.poscar_record()), "two": json.dumps(made.poscar_record()).replace('{}', '{"magmom": [1.0, 2.0]}')},
+        "structure_json": {
+            "one": json.dumps(made.poscar_record()),
+            "two": json.dumps(made.poscar_record()).replace("{}", '{"magmom": [1.0, 2.0]}'),
+        },
         "cif": {
             "one": made.CIF,
             "group": made.CIF.replace("loop_\n _symmetry_equiv_pos_as_xyz\n 'x, y, z'\n '-x, -y, -z'\n", "_symmetry_Int_Tables_number 1\n"),
@@ -93,13 +105,12 @@ def prepare(parser: str) -> Path:
 def fuzz(parser: str, minutes: float) -> dict[str, object]:
     """Run one harness for some minutes, starting again after a timeout; return what libFuzzer counted."""
     folder = prepare(parser)
-    environment = os.environ | {"ED3D_FUZZ_FINDINGS": str(folder / "findings"), "OMP_NUM_THREADS": "1"}
     start, executions, coverage, restarts = time.monotonic(), 0, 0, -1
     while (left := minutes * 60 - (time.monotonic() - start)) > 10:
         restarts += 1
         command = [sys.executable, str(HERE / f"fuzz_{parser}.py"), str(folder / "corpus"), *LIMITS, f"-max_total_time={int(left)}"]
         command += [f"-dict={HERE / 'tokens.dict'}", f"-artifact_prefix={folder / 'findings'}/", "-print_final_stats=1"]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+        run = subprocess.run(command, env=environment(folder), capture_output=True, text=True, errors="replace", check=False)
         (folder / "log").open("a").write(run.stderr)
         counts = re.findall(r"#(\d+)\s+\S+\s+cov: (\d+)", run.stderr)
         executions += int(counts[-1][0]) if counts else 0
@@ -108,7 +119,14 @@ def fuzz(parser: str, minutes: float) -> dict[str, object]:
             break
     findings = sorted(file.name for file in (folder / "findings").iterdir())
     minutes_run = round((time.monotonic() - start) / 60, 1)
-    return {"parser": parser, "minutes": minutes_run, "executions": executions, "coverage": coverage, "restarts": restarts, "findings": findings}
+    return {
+        "parser": parser,
+        "minutes": minutes_run,
+        "executions": executions,
+        "coverage": coverage,
+        "restarts": restarts,
+        "findings": findings,
+    }
 
 
 def merge(parser: str) -> int:
@@ -118,16 +136,25 @@ def merge(parser: str) -> int:
     merged = folder / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir()
-    command = [sys.executable, str(HERE / f"fuzz_{parser}.py"), "-merge=1", str(merged), str(folder / "corpus"), *LIMITS[1:], f"-max_len={LARGEST_KEPT}"]
-    environment = os.environ | {"ED3D_FUZZ_FINDINGS": str(folder / "findings"), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, capture_output=True, check=False)
+    command = [
+        sys.executable,
+        str(HERE / f"fuzz_{parser}.py"),
+        "-merge=1",
+        str(merged),
+        str(folder / "corpus"),
+        *LIMITS[1:],
+        f"-max_len={LARGEST_KEPT}",
+    ]
+    subprocess.run(command, env=environment(folder), capture_output=True, check=False)
     present = {file.read_bytes() for file in kept.iterdir()}
     # One of every so many by size: the smallest alone would all be refused in the first line.
     found = sorted((file for file in merged.iterdir() if file.read_bytes() not in present), key=lambda file: file.stat().st_size)
-    places = max(MOST_KEPT - len(present), 0)
+    places = max(MOST_KEPT - sum(not file.name.startswith("seed_") for file in kept.iterdir()), 0)
     for n in range(min(places, len(found))):
         file = found[n * len(found) // min(places, len(found))]
         shutil.copy(file, kept / file.name[:12])
+    for name, text in seeds(parser).items():
+        (kept / f"seed_{name}").write_text(text)
     return len(list(kept.iterdir()))
 
 

@@ -9,6 +9,7 @@ import lzma
 import multiprocessing
 import os
 import resource
+import struct
 import sys
 import time
 import warnings
@@ -164,6 +165,32 @@ loop_
  Na1 Na 0.1 0.2 0.3 1.0 0.010
  Cl1 Cl 0.4 0.1 0.7 0.5 0.020
 """
+
+
+def ccp4(
+    counts: Sequence[int] = SHAPE,
+    values: np.ndarray | None = None,
+    mode: int = 2,
+    n_symmetry: int = 0,
+    cell: Sequence[float] = (2, 3, 4, 90, 90, 90),
+) -> bytes:
+    """Make a CCP4 map of a whole cell, with a along columns; its header is 256 words of four bytes."""
+    head = bytearray(1024)
+    struct.pack_into("<10i", head, 0, *counts, mode, 0, 0, 0, *counts)
+    struct.pack_into("<6f", head, 40, *cell)
+    struct.pack_into("<3i", head, 64, 1, 2, 3)
+    struct.pack_into("<i", head, 88, 1)
+    struct.pack_into("<i", head, 92, n_symmetry)
+    head[208:216] = b"MAP \x44\x44\0\0"
+    data = (np.arange(24) + 1).reshape(SHAPE) / 4 if values is None else values
+    return bytes(head) + data.ravel(order="F").astype("<f4").tobytes()
+
+
+def pgrid(counts: Sequence[int] = SHAPE, values: np.ndarray | None = None, cell: Sequence[float] = (2, 3, 4, 90, 90, 90)) -> bytes:
+    """Make a periodic grid of VESTA."""
+    data = (np.arange(24) + 1).reshape(SHAPE) / 4 if values is None else values
+    head = struct.pack("<4i80s8i6f", 3, 0, 0, 0, b"a title", 1, 0, 1, 3, *counts, data.size, *cell)
+    return head + data.ravel(order="F").astype("<f4").tobytes()
 
 
 def repeated(compress: Callable[[bytes], bytes], head: bytes, piece: bytes, times: int) -> bytes:

@@ -263,7 +263,7 @@ def test_progress_bar_counts_rows_that_are_done(table, monkeypatch):
         return real(featurizer, entry)
 
     monkeypatch.setattr(featurizers, "tqdm", Bar)
-    monkeypatch.setattr(featurizers, "_attempt", counted)
+    monkeypatch.setattr(featurizers, "attempt", counted)
     quick(DensityPointCloud).featurize_many(table["structure"], pbar={"leave": False})
     assert seen == [(4, {"desc": "DensityPointCloud", "disable": False, "leave": False}), 1, 2, 3, 4]
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from matminer_ed3d.density import UNITS, Density, Quantity
 from matminer_ed3d.readers.errors import DensityFileError, file_error
-from matminer_ed3d.readers.streams import TextStream, count_words, parse_numbers
+from matminer_ed3d.readers.streams import TextStream, parse_numbers
 from matminer_ed3d.readers.structures import structure_from_record
 from matminer_ed3d.readers.units import Unit
 from matminer_ed3d.readers.vasp import kept_channels, quantity_of
@@ -26,11 +26,13 @@ __all__ = ["read_chgcar_json", "read_density_json"]
 LONGEST_JSON = 1 << 29  # bytes of text; the text and the grids in it are in memory together
 PIECE = 1 << 20  # bytes of a grid read at a time, and to the end of the plane
 GRID_MARK = "a grid that was cut out"
-# A string (skipped, whatever is in it), or the beginning of a three-dimensional array.
-STRING_OR_GRID = re.compile(rb'"(?:[^"\\]|\\.)*+"|\[\s*\[\s*\[')
+# A string (skipped, whatever is in it, also without its end), or the beginning of a three-dimensional array.
+STRING_OR_GRID = re.compile(rb'"(?:[^"\\]|\\.)*+"?|\[\s*\[\s*\[')
 GRID_END = re.compile(rb"\]\s*\]\s*\]|[\"{}]")
 WORD = re.compile(rb"[^\s,\[\]]+")
 JSON_NUMBER = re.compile(rb"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+OF_NUMBERS = b"0123456789.eE+- "
+BLANKED = bytes.maketrans(b"[],", b"   ")
 CHANNELS = ("total", "diff", "diff_x", "diff_y", "diff_z")
 QUANTITIES: dict[str | None, Quantity] = {"Chgcar": "electron_density", "Locpot": "potential", "Elfcar": "elf"}
 SPINS = {"total": "up", "diff": "down"}  # what pymatgen's two sets of a Locpot or Elfcar are
@@ -66,8 +68,9 @@ class _Text:
 
     def _grid_end(self, at: int) -> int:
         """Return where a grid ends that began before `at`; if it is none, minus where the next string or object begins."""
-        end = self.text.find(b"]]]", at)
-        if end > 0 and all(self.text.find(mark, at, end) < 0 for mark in (b'"', b"{", b"}")):
+        after = min(i if i >= 0 else len(self.text) for i in (self.text.find(mark, at) for mark in (b'"', b"{", b"}")))
+        end = self.text.rfind(b"]]]", at, after)  # most grids are followed by the end of their object
+        if end > 0:
             return end + 3
         match = GRID_END.search(self.text, at)
         if match is None:
@@ -115,8 +118,7 @@ def _regular_grid(text: bytes, start: int, end: int) -> Float[np.ndarray, "nx ny
     at, stop = start + 1, end - 1  # planes and what is between them
     while at < stop:
         piece_end = text.find(b"]]", min(at + PIECE, stop - 2), stop) + 2
-        piece = text[at:piece_end]
-        values = _planes(piece, n_y, n_z)
+        values = _planes(text[at:piece_end], n_y, n_z)
         if values is None:
             return None
         pieces.append(values)
@@ -131,33 +133,20 @@ def _regular_grid(text: bytes, start: int, end: int) -> Float[np.ndarray, "nx ny
 def _planes(piece: bytes, n_y: int, n_z: int) -> Float[np.ndarray, "planes n_y n_z"] | None:
     """Read whole planes ``[[...],[...]],[[...]]``; None unless every row has `n_z` numbers and every plane `n_y` rows.
 
-    Every cell between two commas or brackets has a digit before its end, so at least one word; there are as many words as cells; hence
-    one in each. The parser and the count of words see to it that each is one number.
+    Without the letters of numbers only brackets and commas are left, which must be those of such planes. Blanks stand after commas
+    only, so no cell holds two words; and the parser must find as many numbers as there are cells, to the end.
     """
+    row = b"[" + b"," * (n_z - 1) + b"]"
+    plane = b"[" + b",".join([row] * n_y) + b"]"
+    skeleton = piece.translate(None, OF_NUMBERS)
+    n_planes = (len(skeleton) + 1) // (len(plane) + 1)
+    if skeleton != b",".join([plane] * n_planes):
+        return None
     letters = np.frombuffer(piece, np.uint8)
-    at = np.flatnonzero((letters == ord("[")) | (letters == ord("]")))
-    n_planes, left = divmod(at.size, 2 * n_y + 2)
-    if left or n_planes == 0 or letters[at].tobytes() != (b"[" + b"[]" * n_y + b"]") * n_planes:
+    if ((letters[1:] == ord(" ")) & (letters[:-1] != ord(","))).any():
         return None
-    brackets = at.reshape(n_planes, 2 * n_y + 2)
-    opened, closed = brackets[:, 1:-1:2], brackets[:, 2:-1:2]
-    gaps = [(closed[:, :-1], opened[:, 1:]), (brackets[:-1, -1:], brackets[1:, :1])]  # between rows, between planes
-    for before, after in gaps:
-        distance = after - before
-        if not ((letters[before + 1] == ord(",")) & ((distance == 2) | ((distance == 3) & (letters[after - 1] == ord(" "))))).all():
-            return None
-    if (opened[:, 0] != brackets[:, 0] + 1).any() or (closed[:, -1] != brackets[:, -1] - 1).any():
-        return None
-    commas = letters == ord(",")
-    if (letters[opened + 1] <= ord(",")).any() or (letters[closed - 1] <= ord("/")).any():
-        return None
-    if (commas[1:] & (letters[:-1] <= ord("/"))).any():
-        return None
-    if any(np.count_nonzero(commas[a:b]) != n_z - 1 for a, b in zip(opened.ravel().tolist(), closed.ravel().tolist(), strict=True)):
-        return None
-    blanked = piece.replace(b",", b" ").replace(b"[", b" ").replace(b"]", b" ")
     values = np.empty(n_planes * n_y * n_z)
-    if count_words(blanked) != values.size or not parse_numbers(blanked, values):
+    if not parse_numbers(piece.translate(BLANKED), values):
         return None
     return values.reshape(n_planes, n_y, n_z)
 

@@ -19,13 +19,13 @@ from matminer_ed3d.readers.structures import PARSER_ERRORS, check_sites, structu
 
 __all__ = ["format_of", "is_named_as_atat", "read_other"]
 
-DECLARATION = rb"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--.*?-->\s*)*"
+DECLARATION = rb"\s*(?:<\?xml[^>]*\?>\s*)?(?:<!--.*?-->\s*)*+"
 MARKS: dict[str, re.Pattern[bytes]] = {
     "vasprun.xml of VASP": re.compile(DECLARATION + rb"<modeling\b", re.DOTALL),
     "exciting input": re.compile(DECLARATION + rb"<input\b", re.DOTALL),
     "CSSR": re.compile(rb"[^\n]*\n[^\n]*\bSPGR\b"),
-    "AIRSS or SHELX .res": re.compile(rb"\s*(?:REM[^\n]*\n\s*)*TITL\b.*^\s*CELL\s", re.DOTALL | re.MULTILINE),
-    "PWmat configuration": re.compile(rb"\s*\d+[^\n]*\n\s*lattice", re.IGNORECASE),
+    "AIRSS or SHELX .res": re.compile(rb"\s*(?:REM[^\n]*\n\s*)*TITL\b.*^[ \t]*CELL\s", re.DOTALL | re.MULTILINE),
+    "PWmat configuration": re.compile(rb"\s*\d[^\n]*\n\s*lattice", re.IGNORECASE),
     "pymatgen YAML": re.compile(rb"(?=.*^(['\"]?)lattice\1:)(?=.*^(['\"]?)(?:sites|@class)\2:)", re.DOTALL | re.MULTILINE),
 }
 ATAT = re.compile(r"rndstr\.in|lat\.in|bestsqs", re.IGNORECASE)

@@ -99,6 +99,15 @@ class TextStream:
             self._uncounted = []
         return self._line
 
+    def mark(self) -> int:
+        """Return where :meth:`line_at` later finds the line that was read last; no numbers may be read in between."""
+        return self._line
+
+    def line_at(self, mark: int) -> int:
+        """Number of the line that was the last one when :meth:`mark` was called."""
+        behind = self._line - mark  # before the numbers are counted
+        return self.line - behind
+
     def error(self, found: str, expected: str, line: int | None = None) -> DensityFileError:
         """Make an error at the last line read, or at `line`."""
         return file_error(self.path, found, expected, line or self.line or None)
@@ -150,7 +159,7 @@ class TextStream:
         except UnicodeDecodeError:
             return rest.decode("latin-1")
 
-    def read_values(self, n_values: int, what: str, out: Float[np.ndarray, " n_values"] | None = None) -> Float[np.ndarray, " n_values"]:
+    def read_values(self, n_values: int, what: str) -> Float[np.ndarray, " n_values"]:
         """Read exactly `n_values` numbers, which must end at the end of a line.
 
         Parameters
@@ -159,8 +168,6 @@ class TextStream:
             How many.
         what : str
             Their name in errors.
-        out : (n_values,) float, optional
-            Where to put them; a new array if not given.
 
         Raises
         ------
@@ -170,7 +177,10 @@ class TextStream:
         if 2 * n_values > self.max_bytes:
             raise self.error(f"{n_values} values announced", f"no more than the {self.max_bytes // 2} that a file of this size can hold")
         if out is None:
-            out = np.empty(n_values)
+            try:
+                out = np.empty(n_values)
+            except MemoryError as error:  # a small archive may announce more than it holds
+                raise self.error(f"{n_values} values announced", "no more than memory holds") from error
         done, n_bytes = 0, 0
         while done < n_values:
             piece = self._piece()
@@ -276,7 +286,10 @@ def parse_numbers(piece: bytes, out: Float[np.ndarray, " n_words"]) -> bool:
         return True
     file = io.BytesIO(piece)
     n_read = parse_n_doubles(file, out, out.size)
-    return bool(n_read == out.size and not file.read().strip() and np.isfinite(out).all())
+    if n_read != out.size or file.read().strip():
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(out.sum()))  # no array is made; a sum that overflows sends good numbers the slow way
 
 
 def _show(word: bytes) -> str:

@@ -32,6 +32,20 @@ COARSEST = 5e-3  # error of a coordinate of two decimals; fewer are taken for ex
 FARTHEST = 0.25  # Å between an atom and its image, if they are the same atom
 PYMATGEN_MERGES = 5e-5  # images closer than this, in fractions of the cell, pymatgen makes one site itself
 LARGEST_SUM = 1.02  # of the occupancies on one place; 3 x 0.334 is 1.002
+OF_STRUCTURE = ("_cell", "_symmetry", "_space_group", "_atom", "_chemical", "_magnetic", "_parent")  # what pymatgen looks at
+OPERATIONS = (
+    "_symmetry_equiv_pos_as_xyz",
+    "_symmetry_equiv.pos_as_xyz",
+    "_space_group_symop_operation_xyz",
+    "_space_group_symop.operation_xyz",
+    "_space_group_symop_magn_operation.xyz",
+    "_space_group_symop_magn_centering.xyz",
+)
+ANGLES = ("alpha", "beta", "gamma")
+LONGEST_WORD = 1000  # of what is said of an atom, and of an operation
+MOST_OPERATIONS = 1536  # 192 are those of Fm-3m; more only in a cell chosen too large
+MOST_ATOMS, MOST_IMAGES = 5_000, 15_000  # atoms, and atoms times operations; pymatgen's time grows with the squares, to half a minute here
+MOST_FORGIVEN = 1 << 20  # bytes of a CIF against the standard, which pymatgen reads by itself
 CROWDED = 0.5  # Å; no two atoms of any molecule or crystal come that close
 NO_GUESS = re.compile(
     "Spacegroup from|fractional coordinates rounded|Cannot determine chemical composition|stoichiometry check|is not a valid"
@@ -66,6 +80,34 @@ def _check_species(stream: TextStream, symbol: str, label: str) -> None:
     if known[0] != letters[0] and not WATER.match(label):  # pymatgen says itself what it takes for water
         message = f"{stream.path}: atom {label} is taken for {known[0].capitalize()}; `_atom_site_type_symbol` would say it"
         warnings.warn(message, UserWarning, stacklevel=5)
+
+
+def _check_size(stream: TextStream, block: Any) -> None:
+    """Refuse more than pymatgen can read in a minute, and words without end, on which its patterns hang."""
+    words = [word for tag in OPERATIONS for word in block.find_values(tag)]
+    n_operations, n_atoms = max(len(words), 1), len(block.find_values("_atom_site_label"))
+    if n_operations > MOST_OPERATIONS:
+        raise stream.error(f"{n_operations} symmetry operations", f"at most {MOST_OPERATIONS}")
+    if n_atoms > MOST_ATOMS or n_atoms * n_operations > MOST_IMAGES:
+        found = f"{n_atoms} atoms and {n_operations} symmetry operations"
+        raise stream.error(found, f"at most {MOST_ATOMS} atoms and {MOST_IMAGES} images of them in a CIF; a POSCAR may hold more")
+    for item in block:
+        tags = item.loop.tags if item.loop is not None else item.pair[:1] if item.pair is not None else []
+        if any(tag.lower().startswith(OF_STRUCTURE) for tag in tags):
+            words = item.loop.values if item.loop is not None else item.pair[1:]
+            longest = max(words, key=len, default="")
+            if len(longest) > LONGEST_WORD:
+                raise stream.error(f"a value of {len(longest)} characters, {longest[:20]!r} ...", f"at most {LONGEST_WORD} ({tags[0]})")
+
+
+def _check_cell(stream: TextStream, block: Any) -> None:
+    """Refuse lengths and angles that pymatgen takes for something else without a word."""
+    from gemmi.cif import as_number
+
+    for tag, least, most in [*((f"_cell_length_{x}", 0, LARGEST_LENGTH) for x in "abc"), *((f"_cell_angle_{x}", 0, 180) for x in ANGLES)]:
+        word = block.find_value(tag)
+        if word is not None and not least < as_number(word) < most:
+            raise stream.error(f"{tag} {word[:40]}", f"a number above {least} and below {most:g}")
 
 
 def _check_atoms(stream: TextStream, block: Any) -> None:
@@ -213,14 +255,23 @@ def read_cif(stream: TextStream) -> Any:
     text = stream.read_rest()
     block = _first_block(stream, text)
     if block is None:
+        if len(text) > MOST_FORGIVEN:
+            raise stream.error(
+                f"{len(text)} characters that are no CIF by its grammar", f"at most {MOST_FORGIVEN} of those, or a sound CIF"
+            )
         _, structure, notes = _parse(stream, text)
         operations = []
     else:
+        _check_size(stream, block)
+        _check_cell(stream, block)
         _check_atoms(stream, block)
         _state_charges(block)
         alone = _text_of(block)
         parser, structure, notes = _parse(stream, alone)
         operations = _operations(parser, alone, block.name)
+        for operation in operations:
+            if not abs(abs(np.linalg.det(operation.rotation_matrix)) - 1) < 1e-3:
+                raise stream.error(f"symmetry operation {operation.as_xyz_str()!r}", "one that maps the crystal on itself")
         if _place_on_symmetry(block, operations, structure.lattice.matrix):
             _, structure, notes = _parse(stream, _text_of(block))
     for note in notes:
@@ -245,17 +296,30 @@ def _some(labels: list[str]) -> str:
 
 
 def _text_of(block: Any) -> str:
-    """One block as the text of a CIF."""
+    """What one block says of the cell, the symmetry and the atoms, as the text of a CIF."""
     import gemmi
 
     document = gemmi.cif.Document()
     document.add_copied_block(block)
+    for item in document[0]:  # reflections and the like can be a hundred times as long, and pymatgen reads them all
+        tags = item.loop.tags if item.loop is not None else item.pair[:1] if item.pair is not None else []
+        if not any(tag.lower().startswith(OF_STRUCTURE) for tag in tags):
+            item.erase()
     return str(document.as_string())
 
 
 def _crowded(structure: Any) -> list[str]:
     """Labels of sites so near to others that they are the same place, where the occupancies there sum to more than 1."""
-    centres, others, _, _ = structure.get_neighbor_list(CROWDED)
+    from scipy.spatial import cKDTree
+
+    lattice = structure.lattice.matrix
+    inside = structure.frac_coords - np.floor(structure.frac_coords)
+    inside[inside >= 1] = 0
+    reach = CROWDED * float(np.linalg.norm(np.linalg.inv(lattice), 2))  # no pair in the sphere is farther apart in fractions of the cell
+    pairs = cKDTree(inside, boxsize=1).query_pairs(reach, output_type="ndarray")
+    steps = inside[pairs[:, 0]] - inside[pairs[:, 1]]
+    pairs = pairs[np.linalg.norm((steps - np.round(steps)) @ lattice, axis=1) < CROWDED]
+    centres, others = np.concatenate([pairs, pairs[:, ::-1]]).T
     occupancies = np.array([site.species.num_atoms for site in structure])
     sums = occupancies + np.bincount(centres, occupancies[others], minlength=len(structure))
     alone = np.bincount(centres, minlength=len(structure)) == 0

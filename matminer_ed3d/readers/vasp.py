@@ -34,9 +34,9 @@ MOST_NEGATIVE = 0.02  # share of |values| that a density may have below 0; real 
 MOST_RIPPLES, PEAK = 0.25, 20.0  # ... but a sharp AECCAR on a coarse grid 0.17, and there the peaks are 20 times as high as it is deep
 LEAST_ELF_MAXIMUM = 0.3  # an ELF comes near to 1 in every shell and bond
 LEAST_NEGATIVE_POTENTIAL = 0.3  # share of |values| that a local potential has below 0 at the least, around the nuclei
-SMALL = 1 << 16  # a set is turned into C order in slabs along y of about this many values, which stay in the cache
 DENSITY_NAME = re.compile(r"CHG(?!.*(?:DIFF|DELTA))|AECCAR|RHO", re.IGNORECASE)
 OTHER_NAMES: tuple[tuple[str, Quantity], ...] = (("LOCPOT", "potential"), ("ELFCAR", "elf"), ("TAUCAR", "unknown"))
+MOST_ROWS = 100_000  # of moments, or of the occupancies of one atom
 MOST_DIGITS = 18  # of a count; no file holds as many points or atoms
 SYMBOL = re.compile(r"([A-Z][a-z]?)(?:[_./\d].*)?")  # an element, perhaps with what VASP hangs on it: Fe_pv, O_s/a0b1c2, H.5
 
@@ -207,23 +207,12 @@ def _grid_shape(line: bytes) -> tuple[int, int, int] | None:
     return int(words[0]), int(words[1]), int(words[2])
 
 
-def _read_set(
-    stream: TextStream, shape: tuple[int, int, int], name: str, scratch: Float[np.ndarray, " n"] | None
-) -> Float[np.ndarray, " n"]:
-    """Read one set as it stands in the file, x fastest, into `scratch`, if there is one."""
+def _read_set(stream: TextStream, shape: tuple[int, int, int], name: str) -> Float[np.ndarray, " n"]:
+    """Read one set as it stands in the file, x fastest."""
     if 0 in shape:
         raise stream.error(f"a grid of {shape} points", "three counts of at least 1")
     n_points = shape[0] * shape[1] * shape[2]
-    return stream.read_values(n_points, f"values of channel {name!r} on a grid of {shape[0]} x {shape[1]} x {shape[2]}", scratch)
-
-
-def _divided(values: Float[np.ndarray, " n"], shape: tuple[int, int, int], divisor: float) -> Float[np.ndarray, "nx ny nz"]:
-    """Put the numbers of a set into C order and divide them, in slabs that stay in the cache."""
-    rho, in_file = np.empty(shape), values.reshape(shape[::-1]).T
-    n_rows = max(1, SMALL // (shape[0] * shape[2]))
-    for row in range(0, shape[1], n_rows):
-        np.divide(in_file[:, row : row + n_rows], divisor, out=rho[:, row : row + n_rows])
-    return rho
+    return stream.read_values(n_points, f"values of channel {name!r} on a grid of {shape[0]} x {shape[1]} x {shape[2]}")
 
 
 def _skip_augmentation(stream: TextStream, title: bytes) -> bool:
@@ -236,6 +225,8 @@ def _skip_augmentation(stream: TextStream, title: bytes) -> bool:
         if line is None or line.startswith(b"augmentation") or _grid_shape(line) is not None:
             start = stream.line - n_lines + (line is None)
             raise stream.error(f"{n_left} of {int(last)} augmentation occupancies missing", "all of them; is the file complete?", start)
+        if n_lines > MOST_ROWS:
+            raise stream.error(f"{int(last)} augmentation occupancies", f"no more than stand in {MOST_ROWS} lines")
         n_left -= len(line.split())
     return _is_count(last)
 
@@ -246,21 +237,26 @@ def _next_grid(stream: TextStream) -> tuple[int, int, int] | None:
     Rows of moments stand before the counts of a set; rows of occupancies may also follow a title that does not tell their number.
     Others are values too many.
     """
-    is_counted, moments = True, 0  # the line of the first row that may be moments
+    is_counted, first, n_rows = True, b"", 0  # `first` is the first row that may be one of moments
     while (line := stream.next_line()) is not None:
         is_title = line.startswith(b"augmentation")
         if (shape := _grid_shape(line)) is not None:
             return shape
         if not is_title and not all(headers.REAL.fullmatch(word) or set(word) == {ord("*")} for word in line.split()):
             raise stream.error(_show(line), "another grid, augmentation occupancies or the end; are there two files in this one?")
-        if is_title and moments and is_counted:
+        if is_title and first and is_counted:
             break
         if is_title:
-            is_counted, moments = _skip_augmentation(stream, line), 0
-        elif not moments:
-            moments, first = stream.line, line
-    if moments and is_counted:
-        raise stream.error(f"{_show(first)} after the last value of a grid", "another grid, augmentation occupancies or the end", moments)
+            is_counted, first, n_rows = _skip_augmentation(stream, line), b"", 0
+            continue
+        if not first:
+            first, mark = line, stream.mark()
+        n_rows += 1
+        if n_rows > MOST_ROWS:
+            break
+    if first and (is_counted or n_rows > MOST_ROWS):
+        place = stream.line_at(mark)
+        raise stream.error(f"{_show(first)} after the last value of a grid", "another grid, augmentation occupancies or the end", place)
     return None
 
 
@@ -372,19 +368,19 @@ def read_volumetric(
         raise ValueError(f"`unit` must be left out for a file of VASP, whose densities are multiplied by the volume, got {unit!r}")
     sets: list[np.ndarray] = []
     titles = ("total", "second", "third", "fourth")
-    scratch: np.ndarray | None = None
     following: tuple[int, int, int] | None = shape
     while following is not None:
         if following != shape:
             raise stream.error(f"a set on a grid of {following} points", f"the grid of the first set, {shape}")
         if len(sets) == len(titles):
             raise stream.error("a fifth set of values", "one (total), two (total, diff) or four (non-collinear)")
-        scratch = _read_set(stream, shape, titles[len(sets)], scratch)
+        values = _read_set(stream, shape, titles[len(sets)])
         if quantity is None:
-            quantity = quantity_of(scratch, stream.path)
-        sets.append(_divided(scratch, shape, volume if quantity == "electron_density" else 1.0))
-        following = None if total_only else _next_grid(stream)
-    del scratch
+            quantity = quantity_of(values, stream.path)
+        if quantity == "electron_density":
+            values /= volume
+        sets.append(values.reshape(shape, order="F"))  # as it stands in the file: C order would cost a copy
+        following = None if total_only and quantity == "electron_density" else _next_grid(stream)
     if len(sets) not in CHANNELS:
         raise stream.error(f"{len(sets)} sets of values", "one (total), two (total, diff) or four (non-collinear); is the file complete?")
     assert quantity is not None  # there was a first set

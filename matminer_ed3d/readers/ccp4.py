@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from matminer_ed3d.density import Density, Quantity
 from matminer_ed3d.readers.binary import MOST_BYTES, chosen_channels, density_unit, plain_file
+from matminer_ed3d.readers.headers import LARGEST_VOLUME
 from matminer_ed3d.readers.streams import TextStream
 from matminer_ed3d.readers.units import Unit
 
@@ -126,7 +127,7 @@ def _lattice(header: Header, stream: TextStream) -> Float[np.ndarray, "3 3"]:
     lattice = np.zeros((3, 3))
     with suppress(RuntimeError):  # gemmi's, for an angle that is none
         lattice = np.array(gemmi.UnitCell(*header.cell).orth.mat.tolist()).T
-    if not (min(header.cell) > 0 and np.isfinite(lattice).all() and abs(np.linalg.det(lattice)) > 1e-6):
+    if not (min(header.cell) > 0 and np.isfinite(lattice).all() and 1e-6 < abs(np.linalg.det(lattice)) <= LARGEST_VOLUME):
         raise stream.error(f"a cell of {header.cell}", "three lengths in Å and three angles in degrees that span a cell")
     return lattice
 

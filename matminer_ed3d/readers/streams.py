@@ -176,11 +176,10 @@ class TextStream:
         """
         if 2 * n_values > self.max_bytes:
             raise self.error(f"{n_values} values announced", f"no more than the {self.max_bytes // 2} that a file of this size can hold")
-        if out is None:
-            try:
-                out = np.empty(n_values)
-            except MemoryError as error:  # a small archive may announce more than it holds
-                raise self.error(f"{n_values} values announced", "no more than memory holds") from error
+        try:
+            out = np.empty(n_values)
+        except MemoryError as error:  # a small archive may announce more than it holds
+            raise self.error(f"{n_values} values announced", "no more than memory holds") from error
         done, n_bytes = 0, 0
         while done < n_values:
             piece = self._piece()

@@ -132,13 +132,12 @@ def grd_text(data: bytes) -> None:
     _general(vesta.read_grd, data)
 
 
-def _record(density: Density, data: bytes) -> dict | None:
+def _record(density: Density, data: bytes, factor: float) -> dict | None:
     """Read by the standard library; None for what it does not take for numbers (as 05.0), which are then compared one by one."""
     text = data.decode("utf-8-sig", "surrogateescape")
     try:
         return json.loads(text)
     except ValueError:
-        factor = 1 / density.volume if density.quantity == "electron_density" and "poscar" in text else 1.0
         check_values(density, re.sub("[][,{}]", " ", text).encode("utf-8", "surrogateescape"), factor)
         return None
 
@@ -152,7 +151,7 @@ def chgcar_json(data: bytes) -> None:
     density = json_density.read_chgcar_json(stream_of(data))
     check_density(density)
     factor = density.volume if density.quantity == "electron_density" else 1.0
-    record = _record(density, data)
+    record = _record(density, data, 1 / factor)
     if record is None:
         return
     grids = record["data"] if "poscar" in record else record["data"]["data"]
@@ -163,7 +162,7 @@ def chgcar_json(data: bytes) -> None:
 def density_json(data: bytes) -> None:
     density = json_density.read_density_json(stream_of(data))
     check_density(density)
-    record = _record(density, data)
+    record = _record(density, data, 1.0)
     if record is None:
         return
     for name, values in density.channels.items():

@@ -99,7 +99,7 @@ def cell_of_parameters(stream: TextStream, parameters: Sequence[float]) -> Float
     """
     a, b, c, *angles = parameters
     cos_alpha, cos_beta, cos_gamma = (0.0 if angle == 90 else float(np.cos(np.radians(angle))) for angle in angles)
-    if min(a, b, c) <= 0 or not all(0 < angle < 180 for angle in angles):
+    if min(a, b, c) <= 0 or not all(0 < angle < 180 for angle in angles) or cos_gamma**2 > 1 - 1e-9:
         raise stream.error(f"a cell of {tuple(parameters)}", "three lengths above 0 in Å and three angles between 0 and 180°")
     sin_gamma = float(np.sqrt(1 - cos_gamma**2))
     y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma

@@ -125,7 +125,7 @@ def kind_of(head: bytes) -> Kind:
         return "grd"
     if _is_poscar(head):
         return "poscar"
-    if head[208:212] == b"MAP ":
+    if head[208:212] in (b"MAP ", b"MAP\0") and b"\0" in head[:208]:  # the header's numbers are no text
         return "ccp4"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "hdf5"

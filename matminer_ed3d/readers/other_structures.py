@@ -25,7 +25,7 @@ MARKS: dict[str, re.Pattern[bytes]] = {
     "exciting input": re.compile(DECLARATION + rb"<input\b", re.DOTALL),
     "CSSR": re.compile(rb"[^\n]*\n[^\n]*\bSPGR\b"),
     "AIRSS or SHELX .res": re.compile(rb"\s*(?:REM[^\n]*\n\s*)*TITL\b.*^[ \t]*CELL\s", re.DOTALL | re.MULTILINE),
-    "PWmat configuration": re.compile(rb"\s*\d[^\n]*\n\s*lattice", re.IGNORECASE),
+    "PWmat configuration": re.compile(rb"\s*\d[^\n]*\n\s*lattice(?!\s*=)", re.IGNORECASE),
     "pymatgen YAML": re.compile(rb"(?=.*^(['\"]?)lattice\1:)(?=.*^(['\"]?)(?:sites|@class)\2:)", re.DOTALL | re.MULTILINE),
 }
 ATAT = re.compile(r"rndstr\.in|lat\.in|bestsqs", re.IGNORECASE)

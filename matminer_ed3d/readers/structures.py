@@ -6,11 +6,14 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from matminer_ed3d.readers.displacements import add_displacements, has_displacements
+from matminer_ed3d.readers.errors import DensityFileError
 from matminer_ed3d.readers.streams import TextStream
 from matminer_ed3d.scattering_factors import DEFAULT_B_ISO
 
@@ -20,7 +23,7 @@ SMALLEST_VOLUME = 1e-6  # Å³
 LARGEST_LENGTH = 1e5  # Å
 SHOWN = 5  # labels named in a warning
 LETTERS = re.compile(r"[A-Za-z]+")
-NO_ELEMENT = re.compile(r"OH|NO3|Vac?$|Vc$|Dum|Xx", re.IGNORECASE)  # groups, which pymatgen leaves out, and places without an atom
+NO_ELEMENT = re.compile(r"OH|NH|CN|NO[23]|Vac?$|Vc$|Dum|Xx", re.IGNORECASE)  # groups, which pymatgen leaves out, and places without an atom
 WATER = re.compile(r"[HO]w|Wat|wat")
 ISOTOPE = re.compile(r"[DT](?:\d*[+-]\d*)?")
 NOT_GIVEN = ("?", ".")
@@ -41,7 +44,16 @@ OPERATIONS = (
     "_space_group_symop_magn_operation.xyz",
     "_space_group_symop_magn_centering.xyz",
 )
+GRAMMAR_ERROR = re.compile(r"string:(\d+):\d+(?:\(\d+\))?:\s*")  # how gemmi's complaints begin
+HALL_NAMES = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
+GROUP_NAMES = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M", "_symmetry_space_group_name_H_M")
+GROUP_NUMBERS = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
+ICSD_SETTING = re.compile(r"\s*:?\s*(HR|S|Z)$", re.IGNORECASE)  # how the ICSD ends a Hermann-Mauguin symbol ...
+SETTINGS = {"HR": ":H", "S": ":1", "Z": ":2"}  # ... and what that is called in International Tables
+MOST_CELLS = 10_000  # away from the origin; farther away the digits of a coordinate mean nothing
 ANGLES = ("alpha", "beta", "gamma")
+CELL = ("length_a", "length_b", "length_c", *(f"angle_{angle}" for angle in ANGLES))
+SAME_LENGTHS = 0.05  # share by which lengths that a space group makes equal may differ; more is another setting
 LONGEST_WORD = 1000  # of what is said of an atom, and of an operation
 MOST_OPERATIONS = 1536  # 192 are those of Fm-3m; more only in a cell chosen too large
 MOST_ATOMS, MOST_IMAGES = 5_000, 15_000  # atoms, and atoms times operations; pymatgen's time grows with the squares, to half a minute here
@@ -54,19 +66,21 @@ NO_GUESS = re.compile(
 PARSER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def _first_block(stream: TextStream, text: str) -> Any:
-    """Return gemmi's first CIF block with atoms, with a warning if there are more; None without one."""
+def _first_block(stream: TextStream, text: str) -> tuple[Any, str]:
+    """Return gemmi's first CIF block with atoms, with a warning if there are more; None and what is wrong if it is no CIF by its grammar."""
     import gemmi
 
     try:
         document = gemmi.cif.read_string(text)
-    except (ValueError, RuntimeError):  # pymatgen forgives more than the standard does
-        return None
+    except (ValueError, RuntimeError) as error:
+        return None, str(error)
     blocks = [block for block in document if len(block.find_values("_atom_site_label")) > 0]
     if len(blocks) > 1:
         message = f"{stream.path}: {len(blocks)} blocks with atoms; the first, {blocks[0].name!r}, is read"
         warnings.warn(message, UserWarning, stacklevel=4)
-    return blocks[0] if blocks else None
+    if not blocks:
+        raise stream.error("no atoms", "a loop of `_atom_site_label` with fractional coordinates, as in a CIF of small molecules or crystals")
+    return blocks[0], ""
 
 
 def _check_species(stream: TextStream, symbol: str, label: str) -> None:
@@ -110,12 +124,63 @@ def _check_cell(stream: TextStream, block: Any) -> None:
             raise stream.error(f"{tag} {word[:40]}", f"a number above {least} and below {most:g}")
 
 
+def _stated(block: Any, tags: Sequence[str]) -> str:
+    """Return the first of some values that a CIF states; empty if none."""
+    from gemmi.cif import as_string
+
+    words = (as_string(word).strip() for word in map(block.find_value, tags) if word is not None)
+    return next((word for word in words if word not in ("", *NOT_GIVEN)), "")
+
+
+def _state_operations(stream: TextStream, block: Any) -> None:
+    """Write out the operations of a space group that a CIF only names, for pymatgen takes what it does not know for P 1.
+
+    Raises
+    ------
+    DensityFileError
+        If the name or the number is of no known group, or of one that cannot have such a cell.
+
+    Warns
+    -----
+    UserWarning
+        If the group has two choices of origin, and the file does not tell which.
+    """
+    import gemmi
+
+    hall, name, number = (_stated(block, tags) for tags in (HALL_NAMES, GROUP_NAMES, GROUP_NUMBERS))
+    if any(len(block.find_values(tag)) > 0 for tag in OPERATIONS) or not (hall or name or number):
+        return
+    cell = gemmi.UnitCell(*(gemmi.cif.as_number(_stated(block, [f"_cell_{of}"])) for of in CELL))
+    group: Any = None
+    if hall:
+        with suppress(RuntimeError):  # gemmi's, for what is no Hall symbol
+            group = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(hall))
+    if group is None and (name or number):
+        numbered = gemmi.find_spacegroup_by_number(int(number)) if not name and number.isdecimal() and len(number) < 4 else None
+        setting = ICSD_SETTING.search(name)
+        plain = ICSD_SETTING.sub("", name) + (SETTINGS[setting[1].upper()] if setting else "")
+        group = gemmi.find_spacegroup_by_name(numbered.hm if numbered else plain.replace("_", ""), cell.alpha, cell.gamma)
+        if group is not None and group.ext == "1" and "1" not in plain.partition(":")[2]:
+            message = f"{stream.path}: space group {name or number} has two choices of origin; the first is assumed"
+            warnings.warn(message, UserWarning, stacklevel=4)
+    if group is None:
+        way_out = "a known one, or its operations (_space_group_symop_operation_xyz)"
+        raise stream.error(f"space group {(hall or name or number)[:40]!r}", way_out)
+    if not cell.is_compatible_with_spacegroup(group, SAME_LENGTHS):
+        raise stream.error(f"space group {group.xhm()} and a cell of {cell.parameters}", "a cell that the group allows")
+    loop = block.init_loop("_space_group_symop_", ["operation_xyz"])
+    for operation in group.operations():
+        loop.add_row([f"'{operation.triplet()}'"])
+
+
 def _check_atoms(stream: TextStream, block: Any) -> None:
     """Refuse what pymatgen leaves out or takes for something else without a word, and write out occupancies that are not given."""
     from gemmi.cif import as_number
 
-    for row in block.find("_atom_site_", ["label", "?type_symbol", "?occupancy", "?fract_x", "?fract_y", "?fract_z"]):
+    for row in block.find("_atom_site_", ["label", "?type_symbol", "?occupancy", "?fract_x", "?fract_y", "?fract_z", "?calc_flag"]):
         label = row.str(0)
+        if row.has(6) and row.str(6) == "dum":
+            raise stream.error(f"atom {label}, which its `_atom_site_calc_flag` calls a dummy", "atoms; delete its row")
         _check_species(stream, row.str(1) if row.has(1) else "", label)
         if row.has(1) and ISOTOPE.fullmatch(row.str(1)):  # of one density; pymatgen cannot have both on one site
             row[1] = row.str(1).replace("D", "H").replace("T", "H")
@@ -124,8 +189,8 @@ def _check_atoms(stream: TextStream, block: Any) -> None:
         if row.has(2) and not 0 <= as_number(row[2]) <= 1 + 1e-6:
             raise stream.error(f"occupancy {row[2]} of atom {label}", "at least 0, at most 1")
         for i, axis in enumerate("xyz", 3):
-            if row.has(i) and not math.isfinite(as_number(row[i])):
-                raise stream.error(f"coordinate {axis} = {row[i]} of atom {label}", "a number")
+            if row.has(i) and not abs(as_number(row[i])) < MOST_CELLS:
+                raise stream.error(f"coordinate {axis} = {row[i][:40]} of atom {label}", f"a number below {MOST_CELLS}")
 
 
 def _charge(match: re.Match[str] | None) -> float:
@@ -253,17 +318,23 @@ def read_cif(stream: TextStream) -> Any:
         If there is no structure in it: no atoms, an unknown element, a missing coordinate, an impossible cell or occupancy.
     """
     text = stream.read_rest()
-    block = _first_block(stream, text)
+    block, complaint = _first_block(stream, text)
     if block is None:
         if len(text) > MOST_FORGIVEN:
             raise stream.error(
                 f"{len(text)} characters that are no CIF by its grammar", f"at most {MOST_FORGIVEN} of those, or a sound CIF"
             )
-        _, structure, notes = _parse(stream, text)
+        try:  # pymatgen forgives more than the standard does
+            _, structure, notes = _parse(stream, text)
+        except DensityFileError as error:
+            place = GRAMMAR_ERROR.match(complaint)
+            found = complaint[place.end() :] if place else complaint
+            raise stream.error(f"text that is no CIF ({found})", "a complete one", int(place[1]) if place else None) from error
         operations = []
     else:
-        _check_size(stream, block)
         _check_cell(stream, block)
+        _state_operations(stream, block)
+        _check_size(stream, block)
         _check_atoms(stream, block)
         _state_charges(block)
         alone = _text_of(block)

@@ -7,6 +7,7 @@ Each atom is a sum of five Gaussians, f(s) = sum_c a_c exp(-b_c s^2), the last o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Atoms", "DEFAULT_B_ISO", "atoms_from_structure", "density_from_atoms", "density_from_structure", "form_factor_table"]
 
 U_CIF_KEYS = ("U11_cif", "U22_cif", "U33_cif", "U23_cif", "U13_cif", "U12_cif")  # pymatgen's names, in its order
+MOST_POINTS = 1 << 28  # of a grid; 2 GiB, and some times that to sum on it
 LARGEST_ROUNDING = 1e-12  # Å², below zero, of a displacement that is 0
 
 
@@ -245,8 +247,8 @@ def density_from_structure(
     Raises
     ------
     ValueError
-        If `grid_spacing`, `grid_shape` or `method` is off, `d_min` is finer than the grid can hold, or the structure has no
-        density (see :func:`atoms_from_structure`).
+        If `grid_spacing`, `grid_shape` or `method` is off, the grid would have more than 2^28 points, `d_min` is finer than the grid
+        can hold, or the structure has no density (see :func:`atoms_from_structure`).
     """
     if method not in ("mean", "point", "band_limited"):
         raise ValueError(f"`method` must be 'mean', 'point' or 'band_limited', got {method!r}")
@@ -259,6 +261,13 @@ def density_from_structure(
         grid_shape = grid_shape(atoms.lattice)
     if len(grid_shape) != 3 or min(grid_shape) < 1:
         raise ValueError(f"`grid_shape` must be three counts of at least 1, got {grid_shape}")
+    if math.prod(int(n) for n in grid_shape) > MOST_POINTS:
+        lengths = " x ".join(f"{length:.4g}" for length in np.linalg.norm(atoms.lattice, axis=1))
+        points = " x ".join(str(int(n)) for n in grid_shape)
+        raise ValueError(
+            f"a grid of {points} points over a cell of {lengths} Å must have at most {MOST_POINTS}; is the cell in Å?"
+            " else a larger `grid_spacing`"
+        )
     if method == "band_limited":
         spacing = float((np.linalg.norm(atoms.lattice, axis=1) / grid_shape).max())
         d_min = 2 * spacing if d_min is None else d_min

@@ -429,7 +429,7 @@ class _Run:
         failures = Path(self.failures) if self.failures is not None else default
         with _locked(folder):
             self._prepare(folder)
-            report = self._make(sources, folder, failures)
+            report = self._make(sources, folder, failures, keep_others=not one_file)
             if not report.n_done:
                 if one_file:
                     _discard(folder)
@@ -470,8 +470,8 @@ class _Run:
         with replacing(path) as file:
             file.write(json.dumps(options, indent=2).encode())
 
-    def _make(self, sources: Iterable[NamedSource], folder: Path, failures: Path) -> BatchReport:
-        """Make the parts that are missing."""
+    def _make(self, sources: Iterable[NamedSource], folder: Path, failures: Path, keep_others: bool) -> BatchReport:
+        """Make the parts that are missing; a folder keeps what earlier runs made of other sources, a file holds these alone."""
         from tqdm import tqdm
 
         done: dict[str, str] = {}
@@ -526,6 +526,8 @@ class _Run:
                         self.on_error(source.name, result.error or RuntimeError(result.reason))
                 if n_bytes >= self.part_bytes or len(waiting) >= PART_ROWS or time.monotonic() - started > PART_SECONDS:
                     commit()
+            if not keep_others:
+                stale |= done.keys() - seen
             commit()
         return BatchReport(counts["earlier"] + counts["made"], counts["earlier"], len(failed))
 

@@ -144,8 +144,9 @@ def test_readme_code_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=lambda path: path.name)
 def test_guide_code_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names = {"__name__": "guide"}  # a page is read from top to bottom
     for block in code_blocks(path, "python"):
-        exec(compile(block, path.name, "exec"), {"__name__": "guide"})
+        exec(compile(block, path.name, "exec"), names)
 
 
 def test_commands_in_the_texts_are_known(capsys):
@@ -153,7 +154,7 @@ def test_commands_in_the_texts_are_known(capsys):
 
     texts = [path.read_text(encoding="utf-8") for path in TEXTS]
     used = {found for text in texts for found in re.findall(r"(?:^\$ |`)ed3d ([a-z]+)([^`\n]*)", text, flags=re.MULTILINE)}
-    assert {command for command, _ in used} >= {"predict", "featurize", "train", "evaluate", "models"}
+    assert {command for command, _ in used} >= {"predict", "info", "featurize", "train", "evaluate", "models"}
     for command, rest in used:
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])

@@ -405,6 +405,7 @@ def test_a_displacement_that_is_none_is_refused(displacement: dict[str, list]) -
         ({"grid_spacing": 0.0}, "`grid_spacing` must be a positive distance in Å, got 0.0"),
         ({"grid_spacing": np.nan}, "`grid_spacing` must be a positive distance"),
         ({"grid_shape": (4, 4, 0)}, "`grid_shape` must be three counts of at least 1"),
+        ({"grid_shape": (1 << 10, 1 << 10, 1 << 9)}, "a grid of 1024 x 1024 x 512 points over a cell of .* Å must have at most 268435456"),
         ({"b_iso": -0.1}, "`b_iso` must be a B in Å² of at least 0, got -0.1"),
         ({"b_iso": np.nan}, "`b_iso` must be a B"),
         ({"d_min": 1.0}, "`d_min` goes with method='band_limited'"),

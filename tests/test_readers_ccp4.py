@@ -10,6 +10,7 @@ import pytest
 
 from matminer_ed3d.density import Density
 from matminer_ed3d.readers.errors import DensityFileError
+from matminer_ed3d.readers.kinds import kind_of
 from matminer_ed3d.readers.units import BOHR
 from matminer_ed3d.sources import as_density, read_density
 
@@ -101,6 +102,13 @@ def test_every_mode_of_real_numbers(tmp_path, mode, order):
     values = np.random.default_rng(2).integers(0, 127, (5, 6, 7))
     path = put(tmp_path / "x", map_bytes(values, mode=mode, order=order))
     np.testing.assert_array_equal(read_density(path).channels["total"], values)
+
+
+def test_the_old_mark_of_mrc_is_known_and_the_word_in_a_text_is_none(tmp_path, values):
+    raw = bytearray(map_bytes(values))
+    raw[208:212] = b"MAP\0"
+    np.testing.assert_array_equal(read_density(put(tmp_path / "x", bytes(raw))).channels["total"], values)
+    assert kind_of(b"#".ljust(207) + b"\nMAP of\ndata_x\n") != "ccp4"
 
 
 def test_a_wrong_machine_stamp_changes_nothing(tmp_path, values):

@@ -77,6 +77,14 @@ def test_the_fast_way_reads_what_json_reads(chgcar):
         np.testing.assert_array_equal(json_density._regular_grid(text, 0, len(text)), values(3))
 
 
+def test_text_without_end_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_density, "LONGEST_REST", 1000)
+    path = tmp_path / "x.json"
+    path.write_text('{"data_aug": {}, "poscar": {}, "data": {"total": [[[' + "1," * 1000)
+    with pytest.raises(DensityFileError, match=r"x\.json: found \d+ bytes of JSON besides complete grids, expected at most 1000"):
+        read_density(path)
+
+
 def test_it_is_found_by_content(tmp_path, chgcar):
     path = tmp_path / "mp-1.json.gz"
     path.write_bytes(gzip.compress(json.dumps(chgcar.as_dict(), cls=MontyEncoder).encode()))

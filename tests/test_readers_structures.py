@@ -59,6 +59,66 @@ def test_the_cells_of_all_systems_hold_the_electrons_that_gemmi_counts(tmp_path,
     assert electrons(structure) / structure.volume == pytest.approx(per_volume, rel=1e-4)
 
 
+def named_group(cell: Sequence[float], tags: str, row: str) -> str:
+    text = cif_text("P 1", cell, [row])
+    operations = "loop_\n_space_group_symop_operation_xyz\n'x,y,z'\n"
+    assert operations in text
+    return text.replace(operations, tags + "\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "tags", "n_sites"),
+    [
+        ((5.4,) * 3 + (90,) * 3, "_symmetry_space_group_name_H-M 'F d -3 m :1'", 16),
+        ((5.4,) * 3 + (90,) * 3, "_symmetry_space_group_name_H-M 'F d -3 m :2'", 8),
+        ((5.4,) * 3 + (90,) * 3, "_symmetry_space_group_name_H-M 'F d -3 m S'", 16),
+        ((5.4,) * 3 + (90,) * 3, "_space_group_name_H-M_alt 'F d -3 m Z'", 8),
+        ((5.4,) * 3 + (90,) * 3, "_space_group_name_Hall '-F 4vw 2vw 3'", 8),
+        ((4, 4, 5, 90, 90, 120), "_symmetry_space_group_name_H-M 'R -3 c HR'", 36),
+        ((4, 4, 4, 80, 80, 80), "_symmetry_space_group_name_H-M 'R -3 c'", 4),
+        ((4, 4, 4, 80, 80, 80), "_symmetry_Int_Tables_number 167", 4),
+        ((4, 5, 6, 90, 100, 90), "_symmetry_space_group_name_H-M 'P 21/n'", 4),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*two choices of origin")
+def test_a_space_group_that_is_only_named_is_expanded_in_its_setting(tmp_path, cell, tags, n_sites):
+    structure = read_structure(write(tmp_path, named_group(cell, tags, "Si1 Si 0.125 0.125 0.125 1 0.01")))
+    assert len(structure) == n_sites
+
+
+def test_a_choice_of_origin_that_nobody_made_is_said(tmp_path):
+    text = named_group((5.4,) * 3 + (90,) * 3, "_symmetry_space_group_name_H-M 'F d -3 m'", "Si1 Si 0 0 0 1 0.01")
+    with pytest.warns(UserWarning, match="two choices of origin; the first is assumed"):
+        assert len(read_structure(write(tmp_path, text))) == 8
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ("_symmetry_space_group_name_H-M 'F d -3 q'", "space group 'F d -3 q', expected a known one"),
+        ("_symmetry_Int_Tables_number 300", "space group '300'"),
+        ("_symmetry_space_group_name_H-M 'F m -3 m'", "space group F m -3 m and a cell of"),
+    ],
+)
+def test_a_space_group_that_is_none_of_the_cell_is_refused(tmp_path, tags, reason):
+    with pytest.raises(DensityFileError, match=reason):
+        read_structure(write(tmp_path, named_group(MONOCLINIC, tags, "Si1 Si 0 0 0 1 0.01")))
+
+
+def test_a_cif_that_ends_early_names_its_line(tmp_path):
+    text = cif_text("P 1", MONOCLINIC, ["Fe1 Fe 0.1 0.2 0.3 1 0.01", "Fe2 Fe 0.1"])
+    with pytest.raises(DensityFileError, match=r"x\.cif:\d+: found text that is no CIF \(Wrong number of values in loop"):
+        read_structure(write(tmp_path, text))
+    with pytest.raises(DensityFileError, match=r"x\.cif: found no atoms, expected a loop of `_atom_site_label`"):
+        read_structure(write(tmp_path, text.partition("loop_\n_atom_site_label")[0]))
+
+
+def test_an_atom_that_is_marked_as_a_dummy_is_refused(tmp_path):
+    rows = ["Fe1 Fe 0.1 0.2 0.3 1 0.01 d", "C1 C 0.5 0.5 0.5 1 0.01 dum"]
+    with pytest.raises(DensityFileError, match="atom C1, which its `_atom_site_calc_flag` calls a dummy"):
+        read_structure(write(tmp_path, cif_text("P 1", MONOCLINIC, rows, (*COLUMNS, "calc_flag"))))
+
+
 @pytest.mark.parametrize(
     ("x", "y"), [("0.33333", "0.66667"), ("0.3333", "0.6667"), ("0.333", "0.667"), ("0.33", "0.67"), ("0.333(1)", ".667(2)")]
 )
@@ -202,6 +262,7 @@ def test_what_a_label_is_taken_for_is_said(tmp_path):
         ("Fe1 Fe 0.1 0.2 0.3 -0.5 0.01", "occupancy -0.5 of atom Fe1"),
         ("Fe1 Fe 0.1 0.2 0.3 1.5 0.01", "occupancy 1.5 of atom Fe1"),
         ("Fe1 Fez 0.1 0.2 0.3 1 0.01", "species 'Fez' of atom Fe1"),
+        ("N1 NH4 0.1 0.2 0.3 1 0.01", "species 'NH4' of atom N1"),
     ],
 )
 def test_what_no_atom_can_have_is_named(tmp_path, row, reason):

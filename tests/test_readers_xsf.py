@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from matminer_ed3d.density import Density
+from matminer_ed3d.readers import xsf
 from matminer_ed3d.readers.errors import DensityFileError
 from matminer_ed3d.readers.units import BOHR
 from matminer_ed3d.sources import what_is
@@ -158,6 +159,14 @@ def test_other_spellings_and_sections(tmp_path):
         assert density.structure.matches(expected.structure)
     molecule = "ATOMS\n" + "".join(" ".join(str(x) for x in atom) + "\n" for atom in ATOMS) + block(grid_text(rho))
     assert len(read(tmp_path, molecule).structure) == 3
+
+
+def test_lines_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(xsf, "MOST_LINES", 100)
+    for text, reason in (("# x\n" * 200, "100 lines outside of grids"), ("BEGIN_INFO\n" + "x\n" * 200, "100 lines, expected END_INFO")):
+        (tmp_path / "x").write_text(structure_text() + text + block(grid_text(density_values())))
+        with pytest.raises(DensityFileError, match=reason):
+            Density.from_file(tmp_path / "x")
 
 
 def test_a_structure_without_a_grid_is_known_as_one(tmp_path):

@@ -400,7 +400,12 @@ def test_bad_cifs_name_the_file(tmp_path, case):
 
 def test_what_pymatgen_says_of_a_cif_is_passed_on_with_the_file(tmp_path):
     path = tmp_path / "x.cif"
-    path.write_text(cif().replace("_atom_site_occupancy", "_atom_site_attached_hydrogens\n_atom_site_occupancy").replace(" 1 0.02", " 1 1 0.02").replace("0.75 0.02", "1 0.75 0.02"))
+    path.write_text(
+        cif()
+        .replace("_atom_site_occupancy", "_atom_site_attached_hydrogens\n_atom_site_occupancy")
+        .replace(" 1 0.02", " 1 1 0.02")
+        .replace("0.75 0.02", "1 0.75 0.02")
+    )
     with pytest.warns(UserWarning, match=r"x\.cif: Structure has implicit hydrogens"):
         read_structure(path)
 
@@ -496,6 +501,7 @@ REFUSED = {
     "HTML": (lambda path: path.write_text("<!DOCTYPE html>\n<html><body>404</body></html>"), "an HTML"),
     "LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"), "git lfs pull"),
     "binary": (lambda path: path.write_bytes(bytes(range(256)) * 20), "binary data"),
+    "gzip twice": (lambda path: path.write_bytes(gzip.compress(gzip.compress(b"x" * 500))), "compressed file in a compressed file"),
     "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(500)), "damaged HDF5"),
     "zip": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(500)), "zip archive"),
     "tar in gzip": (_tar, "tar archive"),
@@ -556,7 +562,9 @@ def test_a_name_that_no_file_can_have_is_refused():
         as_density("CHG\0CAR")
 
 
-@pytest.mark.parametrize(("name", "found"), [("LOCPOT", "a potential"), ("LOCPOT.gz", "a potential"), ("run1_ELFCAR.txt", "unknown quantity")])
+@pytest.mark.parametrize(
+    ("name", "found"), [("LOCPOT", "a potential"), ("LOCPOT.gz", "a potential"), ("run1_ELFCAR.txt", "unknown quantity")]
+)
 def test_a_name_warns_of_what_the_numbers_leave_open(tmp_path, name, found):
     path = tmp_path / name
     path.write_text(chgcar_text())

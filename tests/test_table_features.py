@@ -225,6 +225,21 @@ def test_a_folder_gathers_what_several_runs_bring(folder, voxels, tmp_path):
     assert len(rows_of(tmp_path / "out")) == 10
 
 
+def test_a_file_holds_the_sources_of_its_run_alone(folder, voxels, tmp_path):
+    def cut(paths):
+        yield from named_sources(paths)
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.npz"
+    with pytest.raises(KeyboardInterrupt):
+        save_samples(cut(input_paths([folder / "a"])), voxels, out, lambda *_: None, part_bytes=1)
+    assert list(tmp_path.glob("out.npz.parts/part_*.npz"))
+    kept = input_paths([folder / "a"])[0]
+    report = save_samples(named_sources([kept, *input_paths([folder / "b"])]), voxels, out, lambda *_: None)
+    assert (report.n_done, report.n_earlier) == (6, 1)
+    assert {Path(name).parent.name for name in load_samples(out)[0] if name != kept} == {"b"}
+
+
 def test_sources_without_a_file_are_made_anew(nacl, voxels, tmp_path):
     source = NamedSource("halite", nacl, "halite")
     for _ in range(2):

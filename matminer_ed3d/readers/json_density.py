@@ -23,7 +23,8 @@ from matminer_ed3d.readers.vasp import kept_channels, quantity_of
 
 __all__ = ["read_chgcar_json", "read_density_json"]
 
-LONGEST_JSON = 1 << 29  # bytes of text; the text and the grids in it are in memory together
+LONGEST_JSON = 1 << 28  # bytes of text; the text and the grids in it are in memory together
+LONGEST_REST = 1 << 24  # bytes of text without its grids; ``json`` takes many times as much memory
 PIECE = 1 << 20  # bytes of a grid read at a time, and to the end of the plane
 GRID_MARK = "a grid that was cut out"
 # A string (skipped, whatever is in it, also without its end), or the beginning of a three-dimensional array.
@@ -61,6 +62,9 @@ class _Text:
             kept.append(self.text[at:end])
             at = end
         kept.append(self.text[at:])
+        n_bytes = sum(map(len, kept))
+        if n_bytes > LONGEST_REST:
+            raise file_error(stream.path, f"{n_bytes} bytes of JSON besides complete grids", f"at most {LONGEST_REST}; is it complete?")
         try:
             self.record = json.loads(b"".join(kept))
         except (ValueError, RecursionError) as error:

@@ -71,7 +71,8 @@ REFUSED = (
     ),
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; fetch the file with `git lfs pull`"),
     (re.compile(rb"PK\x03\x04"), "a zip archive; unpack it"),
-    (re.compile(rb"7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"), "a compressed file; gzip, bzip2 and xz are understood"),
+    (re.compile(rb"\x1f\x8b|BZh[1-9]1AY|\xfd7zXZ\0"), "a compressed file in a compressed file; unpack it once"),
+    (re.compile(rb"7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|\x1f\x9d"), "a compressed file; gzip, bzip2 and xz are understood"),
     (re.compile(rb"%PDF"), "a PDF"),
 )
 

@@ -29,6 +29,7 @@ MARKS: dict[str, re.Pattern[bytes]] = {
     "pymatgen YAML": re.compile(rb"(?=.*^(['\"]?)lattice\1:)(?=.*^(['\"]?)(?:sites|@class)\2:)", re.DOTALL | re.MULTILINE),
 }
 ATAT = re.compile(r"rndstr\.in|lat\.in|bestsqs", re.IGNORECASE)
+LONGEST_YAML = 1 << 21  # characters; at 80,000 a second, where they are all short words, half a minute
 WAY_OUT = "or convert it with pymatgen, `structure.to(filename='x.cif')`"
 
 
@@ -120,6 +121,8 @@ def _read_yaml(stream: TextStream, text: str) -> Any:
     from ruamel.yaml.error import YAMLError
     from ruamel.yaml.events import AliasEvent
 
+    if len(text) > LONGEST_YAML:
+        raise stream.error(f"{len(text)} characters of YAML", f"at most {LONGEST_YAML}, {WAY_OUT}")
     yaml = YAML(typ="safe", pure=True)
     try:
         for event in yaml.parse(text):

@@ -33,7 +33,7 @@ __all__ = ["COMPRESSIONS", "DAMAGED", "TextStream", "check_regular_file", "count
 
 PIECE = 1 << 18  # bytes read at a time; a piece and what is made of it stay in the cache
 LONGEST_LINE = 1 << 16  # of what is read as a line: headers, augmentation occupancies
-LONGEST_TEXT = 1 << 28  # of what is read as a whole: CIF and JSON
+LONGEST_TEXT = 1 << 25  # of what is read as a whole, such as a CIF; what parses it takes many times as much memory
 MAX_BLANK_LINES = 10_000  # in a row
 BYTES_PER_VALUE = 256  # a block of n values may not take more than this many bytes a value, blanks included
 

@@ -67,7 +67,7 @@ PARSER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, R
 
 
 def _first_block(stream: TextStream, text: str) -> tuple[Any, str]:
-    """Return gemmi's first CIF block with atoms, with a warning if there are more; None and what is wrong if it is no CIF by its grammar."""
+    """Return gemmi's first CIF block with atoms, with a warning if there are more; or None and what is no CIF."""
     import gemmi
 
     try:
@@ -79,7 +79,7 @@ def _first_block(stream: TextStream, text: str) -> tuple[Any, str]:
         message = f"{stream.path}: {len(blocks)} blocks with atoms; the first, {blocks[0].name!r}, is read"
         warnings.warn(message, UserWarning, stacklevel=4)
     if not blocks:
-        raise stream.error("no atoms", "a loop of `_atom_site_label` with fractional coordinates, as in a CIF of small molecules or crystals")
+        raise stream.error("no atoms", "a loop of `_atom_site_label` with fractional coordinates")
     return blocks[0], ""
 
 

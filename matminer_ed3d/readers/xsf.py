@@ -24,7 +24,7 @@ from matminer_ed3d.readers.units import Unit, settle_quantity, unit_by_count, un
 
 __all__ = ["has_grid", "read_xsf"]
 
-MOST_LINES = 10_000_000  # before a grid
+MOST_LINES = 10_000_000  # outside of grids
 MOST_GRIDS = 64
 GRID_BLOCK = re.compile(rb"(?:BEGIN_)?BLOCK_DATAGRID_?3D", re.IGNORECASE)
 GRID = re.compile(rb"(?:BEGIN_)?DATAGRID_?3D_?(.*)", re.IGNORECASE)
@@ -171,16 +171,21 @@ def _read_grid_block(stream: TextStream, contents: Contents) -> None:
 
 
 def _skip_to(stream: TextStream, end: bytes) -> None:
-    while not headers.required_line(stream, end.decode()).upper().startswith(end):
-        pass
+    for _ in range(MOST_LINES):
+        if headers.required_line(stream, end.decode()).upper().startswith(end):
+            return
+    raise stream.error(f"{MOST_LINES} lines", end.decode())
 
 
 def _read_contents(stream: TextStream) -> Contents:
     """Read the sections of a file in whatever order they come."""
     contents = Contents()
     line = stream.next_line()
-    n_comments = 0
+    n_comments = n_lines = 0
     while line is not None:
+        n_lines += 1
+        if n_lines > MOST_LINES:
+            raise stream.error(f"{MOST_LINES} lines outside of grids", "fewer; is this an XSF?")
         words = line.split()
         keyword = words[0].upper()
         if line.startswith(b"#"):

@@ -95,7 +95,7 @@ def gaussians_of(
     return a, b
 
 
-def species_name(symbol: str, charge: float) -> str:
+def species_name(symbol: str, charge: int | float) -> str:
     """Name an atom or ion as the tables do, such as Fe3+, O2- or Fe2.5+.
 
     >>> species_name("Fe", 3), species_name("Cl", -1), species_name("Ar", 0)

@@ -20,18 +20,19 @@ from matminer_ed3d import grids
 from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
 
-__all__ = ["Reduction", "band_limited_coefficients", "find_reduction", "lattice_rotations", "noise_power", "reduce_cell"]
+__all__ = ["Reduction", "band_limited_coefficients", "find_reduction", "lattice_rotations", "noise_power", "reduce_cell", "sublattice_directions"]
 
 PRIMES = (2, 3, 5, 7, 11, 13)
 METRIC_TOLERANCE = 1e-3  # relative difference of metric entries that a rotation of the lattice may leave
 KEY_RANGE = 3  # reflections with indices up to this decide between equivalent settings
 KEY_DIGITS = 5
 NOISE_SIGMAS = 6
-MIN_CORNER = 2000  # reflections that tell whether the highest resolution is white noise
+MIN_CORNER = 200  # reflections that tell whether the highest resolution is white noise
+MOST_UNEVEN = 0.6  # of its mean; what few reflections of an atom's tail may differ by is not taken for noise
 
 
 @cache
-def _directions(prime: int) -> Int[np.ndarray, "n 3"]:
+def sublattice_directions(prime: int) -> Int[np.ndarray, "n 3"]:
     """Integer vectors v, one of each line modulo `prime`: v / prime are the translations that divide a cell by it."""
     vectors = np.array(list(itertools.product(range(prime), repeat=3)))[1:]
     leading = np.array([row[np.flatnonzero(row)[0]] for row in vectors])
@@ -51,7 +52,7 @@ def _finer_lattice(
         return None  # constant along some direction: every translation along it would do
     strongest = np.argsort(-power)[:200]
     for prime in PRIMES:
-        candidates = _directions(prime)
+        candidates = sublattice_directions(prime)
         broken = (h[strongest] @ candidates.T) % prime != 0
         candidates = candidates[power[strongest] @ broken <= tolerance + noise * (len(h) + NOISE_SIGMAS * np.sqrt(2 * len(h)))]
         if not len(candidates):
@@ -274,7 +275,7 @@ def noise_power(density: Density) -> float:
     """Power abs(F)^2 that white noise adds to each Fourier coefficient of the total density, read where the grid's resolution ends.
 
     Beyond the largest sphere that a grid holds there is next to nothing of a crystal. What is there counts as noise if it is white: as
-    strong in the outer half as in the inner one, to five standard deviations. Atoms sharper than the grid fall off, and give 0.
+    strong in the outer half as in the inner one, to five standard deviations or `MOST_UNEVEN`. Atoms sharper than the grid fall off, and give 0.
     """
     shape = np.array(density.grid_shape)
     h = grids.reflections(density.grid_shape)
@@ -286,7 +287,7 @@ def noise_power(density: Density) -> float:
     power = np.abs(grids.fourier_coefficients(density.channel("total")).ravel()[corner]) ** 2
     outer = q_squared[corner] > np.median(q_squared[corner])
     means = power[outer].mean(), power[~outer].mean()
-    is_white = abs(means[0] - means[1]) <= 5 * np.sqrt(8 / n_corner) * power.mean()
+    is_white = abs(means[0] - means[1]) <= min(5 * np.sqrt(8 / n_corner), MOST_UNEVEN) * power.mean()
     return float(power.mean()) if is_white else 0.0
 
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from matminer_ed3d.checkpoints import list_pretrained, load_pretrained
     from matminer_ed3d.density import Density
     from matminer_ed3d.estimators import PointNetClassifier, PointNetRegressor, SparseCNNClassifier, SparseCNNRegressor
-    from matminer_ed3d.featurizers import DensityPointCloud, DensitySparseTensor, DensityStatistics
+    from matminer_ed3d.featurizers import DensityPointCloud, DensitySparseTensor, DensityStatistics, DensitySymmetryFeaturizer
     from matminer_ed3d.labels import crystal_system, extinction_group, space_group_number
     from matminer_ed3d.representations import PointCloud, SparseTensor
     from matminer_ed3d.sources import as_density
+    from matminer_ed3d.symmetry import find_symmetry
+    from matminer_ed3d.symmetry_estimators import EvidenceGuidedClassifier, SymmetryEvidenceClassifier
 
     __version__: str
 
@@ -26,16 +28,20 @@ __all__ = [
     "DensityPointCloud",
     "DensitySparseTensor",
     "DensityStatistics",
+    "DensitySymmetryFeaturizer",
+    "EvidenceGuidedClassifier",
     "PointCloud",
     "PointNetClassifier",
     "PointNetRegressor",
     "SparseCNNClassifier",
     "SparseCNNRegressor",
     "SparseTensor",
+    "SymmetryEvidenceClassifier",
     "__version__",
     "as_density",
     "crystal_system",
     "extinction_group",
+    "find_symmetry",
     "list_pretrained",
     "load_pretrained",
     "space_group_number",
@@ -46,15 +52,19 @@ _HOMES = {
     "DensityPointCloud": "featurizers",
     "DensitySparseTensor": "featurizers",
     "DensityStatistics": "featurizers",
+    "DensitySymmetryFeaturizer": "featurizers",
+    "EvidenceGuidedClassifier": "symmetry_estimators",
     "PointCloud": "representations",
     "PointNetClassifier": "estimators",
     "PointNetRegressor": "estimators",
     "SparseCNNClassifier": "estimators",
     "SparseCNNRegressor": "estimators",
     "SparseTensor": "representations",
+    "SymmetryEvidenceClassifier": "symmetry_estimators",
     "as_density": "sources",
     "crystal_system": "labels",
     "extinction_group": "labels",
+    "find_symmetry": "symmetry",
     "list_pretrained": "checkpoints",
     "load_pretrained": "checkpoints",
     "space_group_number": "labels",

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ SPLITS = ("unseen", "test", "prototype_test", "all")
 # What a command can raise for its inputs: one line, not a traceback. The last names are of what a machine or a fit can run out of.
 COMMAND_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, ImportError, ArithmeticError, RuntimeError, MemoryError)
 STATISTICS_REFUSE = ("voxel_size", "voxel_basis", "reduction", "threshold", "max_points", "seed")  # options of `featurize`
+TITLES = {"crystal_system": "crystal system", "extinction_group": "extinction group", "space_group_number": "space group"}
+LEAST_SHOWN = 5e-5  # probability of an alternative
 SPEAKING = (OSError, ValueError, TypeError, ImportError)  # their messages need no name of the error before them
 
 
@@ -46,8 +49,13 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="name the symmetry of crystals in files")
     predict.add_argument("files", nargs="+", metavar="FILE", help="a density (CHGCAR) or a structure (CIF, POSCAR, pymatgen's JSON)")
-    predict.add_argument("--model", default="default", metavar="NAME", help="a shipped model, or a path to a .safetensors file")
+    predict.add_argument("--model", default="default", metavar="NAME", help="a shipped model, a path to a .safetensors file, or 'evidence'")
     predict.add_argument("--top", type=_positive, default=3, metavar="K", help="alternatives to name (default: %(default)s)")
+    predict.add_argument("--no-evidence", action="store_true", help="leave out the symmetry that the density itself proves")
+    predict.add_argument(
+        "--explain", action="store_true", help="list the operations of the evidence, how well each holds, and its candidates"
+    )
+    predict.add_argument("--symprec", type=float, default=0.01, metavar="A", help="of the evidence, in Å (default: %(default)s)")
     predict.add_argument("--json", action="store_true", help="print one JSON object a line for each file")
     predict.set_defaults(run=_predict)
 
@@ -55,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("files", nargs="+", metavar="FILE", help="a density (CHGCAR, cube, XSF, CCP4, ...) or a structure, by content")
     info.add_argument("--json", action="store_true", help="print one JSON object a line for each file")
     info.set_defaults(run=_info)
+
+    report = commands.add_parser("report", help="write a page that shows the symmetry of a density and its proof")
+    report.add_argument("file", metavar="FILE", help="a density, or a structure, whose atoms are superposed")
+    report.add_argument("--out", type=Path, metavar="HTML", help="default: FILE's name with .html after it, in this folder")
+    report.add_argument("--symprec", type=float, default=0.01, metavar="A", help="largest displacement in Å (default: %(default)s)")
+    report.set_defaults(run=_report)
 
     featurize = commands.add_parser("featurize", help="turn files or table rows into samples or statistics")
     featurize.add_argument(
@@ -123,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="score a model on a table of structures under a protocol, beside the controls")
     evaluate.add_argument("structures", metavar="STRUCTURES.parquet")
-    evaluate.add_argument("--model", default="default", metavar="NAME", help="a shipped model, or a path to a .safetensors file")
+    evaluate.add_argument(
+        "--model", default="default", metavar="NAME", help="a shipped model, a path to a .safetensors file, or 'evidence'"
+    )
     evaluate.add_argument("--target", choices=(*TARGETS, "all"), default="all", help="default: %(default)s")
     evaluate.add_argument("--protocol", choices=PROTOCOLS, default="blind", help="in which cell a crystal is shown (default: %(default)s)")
     evaluate.add_argument("--symprec", type=float, choices=(0.1, 0.01), default=0.1, help="of the labels, in Å (default: %(default)s)")
@@ -162,11 +178,14 @@ def _predict(options: argparse.Namespace) -> int:
     from matminer_ed3d import prediction
     from matminer_ed3d.conditions import ROW_ERRORS
 
-    model = prediction.load_model(options.model)
+    if options.explain and options.no_evidence:
+        raise ValueError("--explain explains the evidence; leave out --no-evidence")
+    model = prediction.load_model(options.model, options.symprec)
+    evidence = not options.no_evidence and (options.explain or model.name != prediction.EVIDENCE)
     complain = _Complaints()
     for path in options.files:
         try:
-            answer = prediction.predict_file(path, model, options.top)
+            answer = prediction.predict_file(path, model, options.top, evidence=evidence, explain=options.explain, symprec=options.symprec)
         except ROW_ERRORS as error:
             complain(path, error)
             continue
@@ -188,19 +207,88 @@ def _info(options: argparse.Namespace) -> int:
     return complain.status
 
 
+def _report(options: argparse.Namespace) -> int:
+    from matminer_ed3d.symmetry_report import write_report
+
+    if not options.symprec > 0:
+        raise ValueError(f"--symprec must be a positive number of Å, got {options.symprec}")
+    out = options.out or Path(f"{Path(options.file).name}.html")
+    try:
+        found = write_report(options.file, out, symprec=options.symprec)
+    except COMMAND_ERRORS as error:
+        complain = _Complaints()
+        complain(options.file, error)
+        return complain.status
+    print(f"{options.file}: {found.group.symbol} ({found.space_group_number}), probability {found.probability:.4f}; written to {out}")
+    return 0
+
+
 def _readable(answer: dict[str, Any]) -> str:
-    """Lay out one answer of ``predict`` for a person."""
+    """Lay out one answer of ``predict`` for a person: the model's, and the evidence beside it."""
+    evidence = answer.get("evidence", {})
+    sides = [answer["top"], *([evidence["top"]] if "top" in evidence else [])]
     lines = [answer["file"]]
-    for target, title in (
-        ("crystal_system", "crystal system"),
-        ("extinction_group", "extinction group"),
-        ("space_group_number", "space group"),
-    ):
-        for rank, entry in enumerate(answer["top"].get(target, ())):
-            symbol = entry.get(target.removesuffix("_number") + "_symbol", "")
-            name = f"{entry[target]}  {_shortened(symbol)}" if symbol else str(entry[target])
-            lines.append(f"  {title if rank == 0 else '':<18}{name:<34}{100 * entry['probability']:6.2f} %")
+    if len(sides) == 2:
+        lines.append(f"  {'':<18}{'model ' + _shortened(answer['model'], 30):<46}evidence of the density itself")
+    for target, title in TITLES.items():
+        columns = [[_entry(target, entry, rank) for rank, entry in enumerate(side.get(target, ()))] for side in sides]
+        for rank, row in enumerate(zip_longest(*columns, fillvalue="")):
+            if any(row):
+                lines.append(f"  {title if rank == 0 else '':<18}{row[0]:<46}{''.join(row[1:])}".rstrip())
+    if "failure" in evidence:
+        lines.append(f"  no evidence: {evidence['failure']}")
+    elif evidence.get("disagrees_on"):
+        lines.append(f"  they disagree on the {' and the '.join(TITLES[target] for target in evidence['disagrees_on'])}")
+    if "operations" in evidence:
+        lines += _explained(evidence)
     return "\n".join(lines)
+
+
+def _entry(target: str, entry: dict[str, Any], rank: int) -> str:
+    if rank and entry["probability"] < LEAST_SHOWN:
+        return ""
+    symbol = entry.get(target.removesuffix("_number") + "_symbol", "")
+    name = f"{entry[target]}  {_shortened(symbol)}" if symbol else str(entry[target])
+    return f"{name:<34}{100 * entry['probability']:6.2f} %"
+
+
+def _explained(evidence: dict[str, Any]) -> list[str]:
+    """Operations and candidates of the evidence, a line each."""
+
+    def line(operation: dict[str, Any]) -> str:
+        numbers = (
+            (operation["residual"], 10, ".1e"),
+            (operation["displacement"], 9, ".4f"),
+            (operation["scattering_difference"], 9, ".4f"),
+        )
+        return f"    {_order(operation['order']):>3}  {operation['xyz']:<36}" + "".join(_number(*number) for number in numbers)
+
+    columns = f"{'residual':>10}{'displ. Å':>9}{'scatt.':>9}"
+    noise = f"noise {evidence['noise']:.1e} of the power, " if evidence["noise"] is not None else ""
+    lines = [f"  evidence: {noise}resolution {evidence['d_min']:.2f} Å, symprec {evidence['symprec']} Å"]
+    lines.append(f"  {'operations that hold, in the primitive cell':<45}" + columns)
+    lines += [line(operation) for operation in evidence["operations"]]
+    if evidence["rejected"]:
+        lines.append(f"  {'operations that do not':<45}" + columns)
+        lines += [line(operation) for operation in evidence["rejected"]]
+    lines.append(f"  {'space groups':<45}{'evidence':>10}{'displ. Å':>9}{'scatt.':>9}{'probability':>15}")
+    for candidate in evidence["candidates"]:
+        name = f"{candidate['space_group_number']:>5}  {candidate['space_group_symbol']:<12}{candidate['relation']}"
+        numbers = (
+            (candidate["log_evidence"], 10, ".1f"),
+            (candidate["displacement"], 9, ".4f"),
+            (candidate["scattering_difference"], 9, ".4f"),
+        )
+        lines.append(f"  {name:<45}" + "".join(_number(*number) for number in numbers) + f"{100 * candidate['probability']:13.2f} %")
+    return lines
+
+
+def _order(order: int) -> str:
+    return "m" if order == -2 else str(order)
+
+
+def _number(value: float | None, width: int, form: str) -> str:
+    return f"{'-' if value is None else format(value, form):>{width}}"
 
 
 def _shortened(symbol: str, width: int = 26) -> str:

@@ -15,6 +15,7 @@ from matminer_ed3d import controls, datasets, labels, protocols
 from matminer_ed3d.density import Density
 from matminer_ed3d.promolecule import density_from_structure
 from matminer_ed3d.samples import SampleOptions, make_sample
+from matminer_ed3d.symmetry_estimators import SymmetryOptions, symmetry_of
 
 __all__ = [
     "ROW_ERRORS",
@@ -122,7 +123,7 @@ def row_features(row: dict[str, Any], label: int | None, conditions: Conditions)
     return PreparedRow(row_id, None, number, features)
 
 
-def prepare_row(row: dict[str, Any], label: int | None, conditions: Conditions, options: SampleOptions) -> PreparedRow:
+def prepare_row(row: dict[str, Any], label: int | None, conditions: Conditions, options: SampleOptions | SymmetryOptions) -> PreparedRow:
     """Make the model's sample, the label and the controls' features of one row; never raises for what the row holds.
 
     Parameters
@@ -132,7 +133,7 @@ def prepare_row(row: dict[str, Any], label: int | None, conditions: Conditions, 
     label : int or None
         Space group number, where the table knows it; else spglib finds it in the structure as given.
     conditions, options
-        How it is shown and sampled.
+        How it is shown, and sampled; with SymmetryOptions the sample is the symmetry that the density proves.
     """
     prepared = row_features(row, label, conditions)
     if prepared.failure:
@@ -140,7 +141,8 @@ def prepare_row(row: dict[str, Any], label: int | None, conditions: Conditions, 
     rng = conditions.rng(prepared.row_id)
     try:
         structure = datasets.structure_of_cell(datasets.cell_of_row(row))
-        sample = make_sample(shown_source(structure, conditions, rng), options, 0)
+        source = shown_source(structure, conditions, rng)
+        sample = symmetry_of(source, options) if isinstance(options, SymmetryOptions) else make_sample(source, options, 0)
     except ROW_ERRORS as error:
         return PreparedRow(prepared.row_id, failure=describe_error(error))
     return PreparedRow(prepared.row_id, sample, prepared.space_group_number, prepared.features)

@@ -94,7 +94,8 @@ def evaluate(
     path : path
         A parquet file with the columns of :mod:`matminer_ed3d.datasets`.
     model : str or SymmetryModel
-        Name of a shipped model, path of a ``.safetensors`` file, or a loaded model.
+        Name of a shipped model, path of a ``.safetensors`` file, or a loaded model; ``evidence`` is the symmetry that the density
+        itself proves, to `symprec`, which has seen no row in training.
     targets : {"all", "crystal_system", "extinction_group", "space_group"}
         What to score; ``all`` is all that the model can tell.
     protocol : {"conventional", "primitive", "blind"}
@@ -115,7 +116,7 @@ def evaluate(
     control_rows : int
         Most rows to fit the controls on; 0 for no controls.
     n_jobs : int
-        Processes that make samples.
+        Processes that make samples, or look for symmetry.
     progress : bool
         Show a bar on stderr.
 
@@ -142,7 +143,7 @@ def evaluate(
         raise ValueError(f"`limit` must be at least 1, got {limit}")
     table = datasets.read_structures(path)
     if isinstance(model, str):
-        model = load_model(model)
+        model = load_model(model, symprec)
     wanted = [name for name, target in TARGET_NAMES.items() if target in model.targets] if targets == "all" else [targets]
     for name in wanted:
         if TARGET_NAMES[name] not in model.targets:

@@ -1,4 +1,4 @@
-"""matminer's side: three featurizers of a column of structures, Chgcars, densities or paths.
+"""matminer's side: four featurizers of a column of structures, Chgcars, densities or paths.
 
 Each is a direct subclass of matminer's ``BaseFeaturizer``, which is how programs find featurizers, and a full scikit-learn
 transformer. The classes hold parameters and one call; how rows are run, in one process or several, is in :class:`RowFeaturizer`.
@@ -27,7 +27,7 @@ from sklearn.base import TransformerMixin
 from sklearn.utils import Tags, TransformerTags
 from tqdm.auto import tqdm
 
-from matminer_ed3d import statistics
+from matminer_ed3d import labels, statistics
 from matminer_ed3d.cache import DiskCache, sha256_of_file
 from matminer_ed3d.density import Density
 from matminer_ed3d.readers.errors import file_error
@@ -35,11 +35,26 @@ from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 from matminer_ed3d.sampling import check_channels
 from matminer_ed3d.sources import as_density, as_list
+from matminer_ed3d.symmetry import DensitySymmetry, Operation, find_symmetry
 
-__all__ = ["DensityPointCloud", "DensitySparseTensor", "DensityStatistics", "RowFailure", "RowFeaturizer", "attempt"]
+__all__ = [
+    "DensityPointCloud",
+    "DensitySparseTensor",
+    "DensityStatistics",
+    "DensitySymmetryFeaturizer",
+    "RowFailure",
+    "RowFeaturizer",
+    "attempt",
+]
 
 NAN = float("nan")
 CACHE_VERSION = 1  # of what the cache holds; a new number where the same source and options give other features
+
+OPERATION_CLASSES = {"-1": -1, "2": 2, "m": -2, "3": 3, "-3": -3, "4": 4, "-4": -4, "6": 6, "-6": -6}  # the identity always holds
+STRUCTURE_D_MIN = 1.0  # Å; at it a structure's density is made to look for its symmetry
+STRUCTURE_SPACING = 0.25  # Å; coarsest grid of it
+NOT_TRIED = 1.0  # residual, and Å, of operations that the lattice does not allow; nothing is given a larger value
+LARGEST_MARGIN = 100.0  # of evidence, nats
 
 CITATION = (
     "@article{kim2024electrondensity, author = {Kim and others}, journal = {npj Computational Materials}, volume = {10}, "
@@ -616,3 +631,111 @@ class DensityStatistics(RowFeaturizer, BaseFeaturizer):
         if not isinstance(self.channels, str):
             given["channels"] = tuple(self.channels)
         return given
+
+
+class DensitySymmetryFeaturizer(RowFeaturizer, BaseFeaturizer):
+    """Numbers that say which symmetry a density has, and how well it holds; the same for every cell, origin and orientation of a crystal.
+
+    Features, all finite, from :func:`matminer_ed3d.symmetry.find_symmetry`:
+
+    - ``symmetry n_operations``, and for each class of operation (-1, 2, m, 3, -3, 4, -4, 6, -6; with screws and glides)
+      ``symmetry n_operations C``: how many hold, in the primitive cell.
+    - ``symmetry residual C``: the smallest residual of that class, of operations that hold or do not (0: exact; 1: nothing agrees).
+    - ``symmetry displacement C``: the smallest displacement (Å) that the operations' difference can be read as. Both are 1.0 where
+      the lattice allows no such operation, or none came near; larger values are cut there.
+    - ``symmetry probability S`` of each of the 7 crystal systems.
+    - ``symmetry margin subgroup`` and ``symmetry margin supergroup``: the log evidence (nats) for the group found against the best
+      of its maximal subgroups and minimal supergroups, cut at 100 either way; 100 where there is none.
+    - ``symmetry probability`` of the group found; ``symmetry noise``, its share of the power.
+
+    A space group's number is no quantity, so it is not among them; :class:`matminer_ed3d.symmetry_estimators.SymmetryEvidenceClassifier`
+    gives it.
+
+    Parameters
+    ----------
+    symprec : float
+        Largest displacement in Å that counts as symmetry.
+    d_min : float, optional
+        Resolution in Å at which the density is seen; by default what the search needs, and 1.0 for structures.
+    channel : str
+        Whose symmetry is asked for.
+    on_error : {"raise", "nan"}
+        What ``transform`` does with a row that fails; the ``featurize_`` methods have ``ignore_errors``.
+    n_jobs : int
+        Number of processes; -1 is one per core.
+    cache : path or None
+        A folder (:class:`matminer_ed3d.cache.DiskCache`) where the features of every row are kept and looked up first, by the content
+        of the source and the parameters, so that a run that was cut goes on where it was.
+    """
+
+    _dtype = float
+
+    def __init__(
+        self,
+        symprec: float = 0.01,
+        d_min: float | None = None,
+        channel: str = "total",
+        on_error: str = "raise",
+        n_jobs: int | None = 1,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.symprec = symprec
+        self.d_min = d_min
+        self.channel = channel
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+        self.cache = cache
+
+    def check(self) -> None:
+        """Refuse parameters that have no meaning."""
+        super().check()
+        if not (np.isfinite(self.symprec) and self.symprec > 0):
+            raise ValueError(f"`symprec` must be a positive distance in Å, got {self.symprec}")
+        if self.d_min is not None and not self.d_min > 0:
+            raise ValueError(f"`d_min` must be a positive resolution in Å, got {self.d_min}")
+        check_channels((self.channel,))
+
+    def featurize(self, x: Any) -> list[float]:
+        """Describe the symmetry of one Structure, Chgcar, Density or path."""
+        if self.cache is None:
+            return self._describe(x)
+        options = {"symprec": self.symprec, "d_min": self.d_min, "channel": self.channel}
+        return _from_cache(self, x, options, lambda x: {"values": np.array(self._describe(x))})["values"].tolist()
+
+    def _describe(self, x: Any) -> list[float]:
+        d_min = self.d_min or STRUCTURE_D_MIN
+        density = as_density(x, method="band_limited", d_min=d_min, grid_spacing=min(STRUCTURE_SPACING, d_min / 2))
+        return list(_symmetry_numbers(find_symmetry(density, symprec=self.symprec, channel=self.channel, d_min=self.d_min)).values())
+
+    def feature_labels(self) -> list[str]:
+        """Names of the numbers, in order."""
+        return [
+            "symmetry n_operations",
+            *(f"symmetry {what} {name}" for name in OPERATION_CLASSES for what in ("n_operations", "residual", "displacement")),
+            *(f"symmetry probability {system}" for system in labels.CRYSTAL_SYSTEMS),
+            "symmetry margin subgroup",
+            "symmetry margin supergroup",
+            "symmetry probability",
+            "symmetry noise",
+        ]
+
+
+def _symmetry_numbers(symmetry: DensitySymmetry) -> dict[str, float]:
+    """Numbers of :class:`DensitySymmetryFeaturizer`, by name."""
+    values = {"symmetry n_operations": float(len(symmetry.operations))}
+    orders = [labels.rotation_order(operation.rotation) for operation in symmetry.operations]
+    tried: dict[int, list[Operation]] = {}
+    for operation in (*symmetry.operations, *symmetry.rejected):
+        tried.setdefault(labels.rotation_order(operation.rotation), []).append(operation)
+    for name, order in OPERATION_CLASSES.items():
+        found = tried.get(order, [])
+        values[f"symmetry n_operations {name}"] = float(orders.count(order))
+        values[f"symmetry residual {name}"] = min([NOT_TRIED, *(float(operation.residual) for operation in found)])
+        values[f"symmetry displacement {name}"] = min([NOT_TRIED, *(float(operation.displacement) for operation in found)])
+    proba, systems = labels.coarsen_proba(symmetry.space_group_proba()[None], np.arange(1, 231), "crystal_system")
+    by_system = dict(zip(systems.tolist(), proba[0].tolist(), strict=True))
+    values |= {f"symmetry probability {system}": by_system[system] for system in labels.CRYSTAL_SYSTEMS}
+    for relation in ("subgroup", "supergroup"):
+        margins = [candidate.log_evidence for candidate in symmetry.candidates if candidate.relation == relation]
+        values[f"symmetry margin {relation}"] = float(np.clip(min(margins, default=LARGEST_MARGIN), -LARGEST_MARGIN, LARGEST_MARGIN))
+    return values | {"symmetry probability": float(symmetry.probability), "symmetry noise": float(symmetry.noise)}

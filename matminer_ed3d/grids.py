@@ -11,10 +11,11 @@ from math import gcd, prod
 
 import numpy as np
 import scipy.fft
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 
 __all__ = [
     "band_limit",
+    "below_nyquist",
     "change_basis",
     "coarse_grid_shape",
     "fine_grid_shape",
@@ -26,6 +27,7 @@ __all__ = [
     "points_of_voxel_means",
     "reflections",
     "shift_origin",
+    "squared_lengths",
 ]
 
 GridShape = tuple[int, int, int]
@@ -45,8 +47,25 @@ def coarse_grid_shape(lattice: Float[np.ndarray, "3 3"], voxel_size: float, mult
 
 def reflections(grid_shape: GridShape) -> Int[np.ndarray, "n_points 3"]:
     """Return the reflection of every entry of a grid's discrete Fourier transform, in the order of ``ravel()``."""
-    axes = [np.fft.fftfreq(n, 1 / n).round().astype(np.int64) for n in grid_shape]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    return np.stack(np.meshgrid(*_index_axes(grid_shape), indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _index_axes(grid_shape: GridShape) -> list[Int[np.ndarray, " n"]]:
+    return [np.fft.fftfreq(n, 1 / n).round().astype(np.int64) for n in grid_shape]
+
+
+def squared_lengths(grid_shape: GridShape, lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "nx ny nz"]:
+    """Return 1/d^2 (1/Å^2) of the reflection of every entry of a grid's discrete Fourier transform."""
+    x, y, z = np.ix_(*(axis.astype(float) for axis in _index_axes(grid_shape)))
+    metric = np.linalg.inv(lattice @ lattice.T)
+    plane = metric[0, 0] * x * x + 2 * metric[0, 1] * x * y + metric[1, 1] * y * y
+    return plane + (2 * metric[0, 2] * x + 2 * metric[1, 2] * y) * z + metric[2, 2] * z * z
+
+
+def below_nyquist(grid_shape: GridShape) -> Bool[np.ndarray, "nx ny nz"]:
+    """Tell which entries of a grid's discrete Fourier transform have a phase: not those of the Nyquist planes of even grids."""
+    x, y, z = ((2 * np.abs(axis) < n) | (axis == 0) for axis, n in zip(_index_axes(grid_shape), grid_shape, strict=True))
+    return x[:, None, None] & y[None, :, None] & z[None, None, :]
 
 
 def fourier_coefficients(rho: Float[np.ndarray, "nx ny nz"]) -> Complex[np.ndarray, "nx ny nz"]:
@@ -179,10 +198,10 @@ def band_limit(
     coefficients : (n_refl,) complex
         In the units of `rho`; the Nyquist planes of even grids, whose phase is not defined, are left out.
     """
-    h = reflections(rho.shape)
-    q_squared = ((h @ np.linalg.inv(lattice).T) ** 2).sum(axis=1)
-    keep = (q_squared <= d_min**-2 * (1 + 1e-9)) & ((2 * np.abs(h) < np.array(rho.shape)) | (h == 0)).all(axis=1)
-    return h[keep], fourier_coefficients(rho).ravel()[keep] * np.exp(-0.25 * blur * q_squared[keep])
+    q_squared = squared_lengths(rho.shape, lattice)
+    keep = (q_squared <= d_min**-2 * (1 + 1e-9)) & below_nyquist(rho.shape)
+    h = np.stack([axis[i] for axis, i in zip(_index_axes(rho.shape), np.nonzero(keep), strict=True)], axis=1)
+    return h, fourier_coefficients(rho)[keep] * np.exp(-0.25 * blur * q_squared[keep])
 
 
 def change_basis(

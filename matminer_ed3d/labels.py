@@ -31,6 +31,7 @@ __all__ = [
     "extinction_group",
     "extinction_group_members",
     "extinction_group_symbol",
+    "rotation_order",
     "space_group_number",
     "space_group_symbol",
     "target_of",
@@ -210,6 +211,22 @@ def extinction_group_symbol(group: int) -> str:
 def enantiomorph(number: int) -> int:
     """Return the other number of the 11 pairs that differ by handedness only, else the number itself."""
     return int(_tables().mirror[_check_number(number, "number", 230)])
+
+
+def rotation_order(rotation: Int[np.ndarray, "3 3"]) -> int:
+    """Order of a crystallographic rotation by its trace: 1, 2, 3, 4, 6; with rotoinversion -1, -2 (a mirror), -3, -4, -6.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is none of a crystal.
+    """
+    matrix = np.asarray(rotation)
+    sign = round(float(np.linalg.det(matrix)))
+    order = {3: 1, -1: 2, 0: 3, 1: 4, 2: 6}.get(sign * int(np.trace(matrix)))
+    if abs(sign) != 1 or order is None:
+        raise ValueError(f"`rotation` must be a crystallographic rotation or rotoinversion, got {matrix.tolist()}")
+    return sign * order
 
 
 def target_of(space_group_numbers: Any, target: str) -> np.ndarray:

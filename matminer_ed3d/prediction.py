@@ -5,15 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from matminer_ed3d import checkpoints, datasets, labels
+from matminer_ed3d import checkpoints, datasets, labels, sources
+from matminer_ed3d.symmetry import DensitySymmetry, Operation
+from matminer_ed3d.symmetry_estimators import SymmetryEvidenceClassifier, SymmetryOptions, symmetry_of
 
-__all__ = ["TARGET_NAMES", "SymmetryModel", "load_model", "predict_file", "predict_many", "symmetry_answer", "target_proba"]
+__all__ = [
+    "EVIDENCE",
+    "TARGET_NAMES",
+    "SymmetryModel",
+    "evidence_answer",
+    "load_model",
+    "predict_file",
+    "predict_many",
+    "symmetry_answer",
+    "target_proba",
+    "xyz_triplet",
+]
+
+EVIDENCE = "evidence"
+"""Name of the model that needs no training: the symmetry that the density itself proves."""
 
 # What a target is called on the command line, and in `labels`.
 TARGET_NAMES = {"crystal_system": "crystal_system", "extinction_group": "extinction_group", "space_group": "space_group_number"}
@@ -51,13 +68,15 @@ def train_ids_path(model_path: str | os.PathLike[str]) -> Path:
     return Path(model_path).with_suffix(".train_ids.npz")
 
 
-def load_model(name: str = "default") -> SymmetryModel:
+def load_model(name: str = "default", symprec: float = 0.01) -> SymmetryModel:
     """Load a shipped model by its name, or one of your own by the path of its ``.safetensors`` file.
 
     Parameters
     ----------
     name : str
-        One of ``list_pretrained()``, or a path that ends in ``.safetensors``.
+        One of ``list_pretrained()``, a path that ends in ``.safetensors``, or ``evidence``.
+    symprec : float
+        Of the model ``evidence``, in Å; the others have none.
 
     Raises
     ------
@@ -66,11 +85,15 @@ def load_model(name: str = "default") -> SymmetryModel:
     ValueError
         If there is no model of that name, or it is no classifier of a symmetry target.
     """
+    if name == EVIDENCE:
+        return SymmetryModel(name, SymmetryEvidenceClassifier(symprec=symprec), "space_group_number", frozenset())
     path = Path(name)
     if path.suffix != ".safetensors":
         shipped = checkpoints.pretrained_paths()
         if name not in shipped:
-            raise ValueError(f"`model` must be one of the shipped models {sorted(shipped)} or a path to a .safetensors file, got {name!r}")
+            raise ValueError(
+                f"`model` must be one of the shipped models {sorted(shipped)}, {EVIDENCE!r} or a path to a .safetensors file, got {name!r}"
+            )
         path = shipped[name]
     header = checkpoints.read_header(path)
     if header["target"] not in labels.TARGETS:
@@ -139,7 +162,115 @@ def _named(target: str, label: Any) -> dict[str, Any]:
     return {target: int(label), target.removesuffix("_number") + "_symbol": symbol(int(label))}
 
 
-def predict_file(path: str | os.PathLike[str], model: SymmetryModel, top: int = 3) -> dict[str, Any]:
+def xyz_triplet(operation: Operation) -> str:
+    """Write an operation as International Tables do, such as ``-x+1/2, y, z``; a translation that is no simple fraction in decimals."""
+    rows = []
+    for row, shift in zip(operation.rotation.tolist(), operation.translation.tolist(), strict=True):
+        text = "".join(f"{'+' if n > 0 else '-'}{'' if abs(n) == 1 else abs(n)}{axis}" for n, axis in zip(row, "xyz", strict=True) if n)
+        shift = round(shift % 1.0, 4) % 1.0
+        fraction = Fraction(shift).limit_denominator(12)
+        if shift:
+            text += f"+{fraction}" if abs(fraction - shift) < 2e-4 else f"+{shift:.4f}"
+        rows.append(text.removeprefix("+"))
+    return ", ".join(rows)
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    return {
+        "xyz": xyz_triplet(operation),
+        "order": labels.rotation_order(operation.rotation),
+        "rotation": operation.rotation.tolist(),
+        "translation": operation.translation.tolist(),
+        "residual": _finite(operation.residual),
+        "displacement": _finite(operation.displacement),
+        "scattering_difference": _finite(operation.scattering_difference),
+        "log_evidence": _finite(operation.log_evidence),
+        "translation_uncertainty": _finite(operation.translation_uncertainty),
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Make JSON of a number: NaN and infinity, which it does not have, become None."""
+    return float(value) if np.isfinite(value) else None
+
+
+def evidence_answer(symmetry: DensitySymmetry, top: int = 3, explain: bool = False) -> dict[str, Any]:
+    """Turn the symmetry that a density proves into an answer like that of a model.
+
+    Parameters
+    ----------
+    symmetry : DensitySymmetry
+        From :func:`matminer_ed3d.symmetry.find_symmetry`.
+    top : int
+        Alternatives to name for each target.
+    explain : bool
+        Add ``operations``, ``rejected`` and ``candidates``.
+
+    Returns
+    -------
+    dict
+        The keys of :func:`symmetry_answer`; of the group whose operations were found (nearly always the most probable one)
+        ``found_space_group_number``, ``hall_number``, ``hall_symbol``, ``point_group``, ``centring``, ``n_operations``;
+        ``noise`` (a share of the power), ``d_min`` and ``symprec`` (Å); ``lattice`` (Å, rows) of the primitive cell, ``basis``
+        (of it in the given cell), and ``transformation`` with ``origin_shift`` from the given cell to the standard setting.
+        JSON values: what is not finite is None.
+    """
+    model = load_model(EVIDENCE, symmetry.symprec)
+    transformation, origin_shift = symmetry.transformation
+    answer = {
+        **symmetry_answer(model.estimator.predict_proba([symmetry])[0], model, top),
+        "found_space_group_number": symmetry.space_group_number,
+        "hall_number": symmetry.group.hall_number,
+        "hall_symbol": symmetry.group.hall_symbol,
+        "point_group": symmetry.group.point_group,
+        "centring": symmetry.centring,
+        "n_operations": len(symmetry.operations),
+        "noise": _finite(symmetry.noise),
+        "d_min": _finite(symmetry.d_min),
+        "symprec": symmetry.symprec,
+        "lattice": symmetry.lattice.tolist(),
+        "basis": symmetry.basis.tolist(),
+        "transformation": np.asarray(transformation).tolist(),
+        "origin_shift": np.asarray(origin_shift).tolist(),
+    }
+    if explain:
+        answer["operations"] = [_operation(operation) for operation in symmetry.operations]
+        answer["rejected"] = [_operation(operation) for operation in symmetry.rejected]
+        answer["candidates"] = [
+            {
+                "space_group_number": candidate.space_group_number,
+                "space_group_symbol": labels.space_group_symbol(candidate.space_group_number),
+                "relation": candidate.relation,
+                "n_operations": candidate.n_operations,
+                "log_evidence": _finite(candidate.log_evidence),
+                "displacement": _finite(candidate.displacement),
+                "scattering_difference": _finite(candidate.scattering_difference),
+                "probability": candidate.probability,
+            }
+            for candidate in symmetry.candidates
+        ]
+    return answer
+
+
+def _evidence_of(source: Any, answer: dict[str, Any], top: int, symprec: float, explain: bool) -> dict[str, Any]:
+    """Evidence of a source that a model has answered, and the targets in which the two differ; or why there is none."""
+    try:
+        evidence = evidence_answer(symmetry_of(source, SymmetryOptions(symprec=symprec)), top, explain)
+    except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        return {"failure": " ".join(str(error).split()) or type(error).__name__}
+    evidence["disagrees_on"] = [target for target in labels.TARGETS if target in answer and answer[target] != evidence[target]]
+    return evidence
+
+
+def predict_file(
+    path: str | os.PathLike[str],
+    model: SymmetryModel,
+    top: int = 3,
+    *,
+    evidence: bool = False,
+    explain: bool = False,
+    symprec: float = 0.01,
+) -> dict[str, Any]:
     """Predict the symmetry of the crystal in one file.
 
     Parameters
@@ -150,11 +281,19 @@ def predict_file(path: str | os.PathLike[str], model: SymmetryModel, top: int = 
         From :func:`load_model`.
     top : int
         Alternatives to name.
+    evidence : bool
+        Add the symmetry that the density itself proves, under ``evidence``.
+    explain : bool
+        With `evidence`: add its operations and candidates.
+    symprec : float
+        Of the evidence, Å.
 
     Returns
     -------
     dict
-        ``file``, ``model`` and the keys of :func:`symmetry_answer`; JSON values only.
+        ``file``, ``model`` and the keys of :func:`symmetry_answer`; with `evidence` those of :func:`evidence_answer` under ``evidence``,
+        and ``disagrees_on`` there, the targets in which the two differ; where no symmetry can be found, ``failure`` alone. JSON values
+        only.
 
     Raises
     ------
@@ -163,10 +302,16 @@ def predict_file(path: str | os.PathLike[str], model: SymmetryModel, top: int = 
     """
     if top < 1:
         raise ValueError(f"`top` must be at least 1, got {top}")
-    proba = model.estimator.predict_proba([str(path)])
-    return {"file": str(path), "model": model.name, **symmetry_answer(np.asarray(proba)[0], model, top)}
+    SymmetryOptions(symprec=symprec).check()
+    # A grid is read once for both; a structure becomes a density in the way that each of them needs.
+    source = sources.as_density(path) if evidence and sources.what_is(path)[1] else str(path)
+    proba = model.estimator.predict_proba([source])
+    answer = {"file": str(path), "model": model.name, **symmetry_answer(np.asarray(proba)[0], model, top)}
+    if evidence:
+        answer["evidence"] = _evidence_of(source, answer, top, symprec, explain)
+    return answer
 
 
-def predict_many(paths: Sequence[str | os.PathLike[str]], model: SymmetryModel, top: int = 3) -> list[dict[str, Any]]:
+def predict_many(paths: Sequence[str | os.PathLike[str]], model: SymmetryModel, top: int = 3, **options: Any) -> list[dict[str, Any]]:
     """Predict each of several files; see :func:`predict_file`."""
-    return [predict_file(path, model, top) for path in paths]
+    return [predict_file(path, model, top, **options) for path in paths]

@@ -20,7 +20,15 @@ from matminer_ed3d import grids
 from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
 
-__all__ = ["Reduction", "band_limited_coefficients", "find_reduction", "lattice_rotations", "noise_power", "reduce_cell", "sublattice_directions"]
+__all__ = [
+    "Reduction",
+    "band_limited_coefficients",
+    "find_reduction",
+    "lattice_rotations",
+    "noise_power",
+    "reduce_cell",
+    "sublattice_directions",
+]
 
 PRIMES = (2, 3, 5, 7, 11, 13)
 METRIC_TOLERANCE = 1e-3  # relative difference of metric entries that a rotation of the lattice may leave
@@ -275,16 +283,15 @@ def noise_power(density: Density) -> float:
     """Power abs(F)^2 that white noise adds to each Fourier coefficient of the total density, read where the grid's resolution ends.
 
     Beyond the largest sphere that a grid holds there is next to nothing of a crystal. What is there counts as noise if it is white: as
-    strong in the outer half as in the inner one, to five standard deviations or `MOST_UNEVEN`. Atoms sharper than the grid fall off, and give 0.
+    strong in the outer half as in the inner one, to five standard deviations or `MOST_UNEVEN`. Atoms sharper than the grid fall off, and
+    give 0.
     """
-    shape = np.array(density.grid_shape)
-    h = grids.reflections(density.grid_shape)
-    q_squared = ((h @ np.linalg.inv(density.lattice).T) ** 2).sum(axis=1)
-    corner = (q_squared > (2 * density.grid_spacing.max()) ** -2) & (2 * np.abs(h) < shape).all(axis=1)
-    n_corner = int(corner.sum())
+    q_squared = grids.squared_lengths(density.grid_shape, density.lattice)
+    corner = (q_squared > (2 * density.grid_spacing.max()) ** -2) & grids.below_nyquist(density.grid_shape)
+    n_corner = int(np.count_nonzero(corner))
     if n_corner < MIN_CORNER:
         return 0.0
-    power = np.abs(grids.fourier_coefficients(density.channel("total")).ravel()[corner]) ** 2
+    power = np.abs(grids.fourier_coefficients(density.channel("total"))[corner]) ** 2
     outer = q_squared[corner] > np.median(q_squared[corner])
     means = power[outer].mean(), power[~outer].mean()
     is_white = abs(means[0] - means[1]) <= min(5 * np.sqrt(8 / n_corner), MOST_UNEVEN) * power.mean()

@@ -14,6 +14,7 @@ import pytest
 
 from matminer_ed3d import cli, datasets, labels, prediction, table_features
 from matminer_ed3d.estimators import PointNetClassifier, SparseCNNClassifier
+from matminer_ed3d.symmetry import Operation
 
 SMALL = ("cubic", "hexagonal", "tetragonal", "orthorhombic", "trigonal")
 
@@ -102,12 +103,67 @@ def test_an_extinction_group_model_tells_the_system():
 
 
 def test_predict_for_people_names_system_group_and_symbol(capsys, model_path, cif_path):
-    status, out, _ = run(capsys, "predict", cif_path, "--model", model_path, "--top", 1)
+    status, out, _ = run(capsys, "predict", cif_path, "--model", model_path, "--top", 1, "--no-evidence")
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == str(cif_path)
     assert [line.split("  ")[1] for line in lines[1:]] == ["crystal system", "extinction group", "space group"]
     assert all(line.endswith(" %") for line in lines[1:])
+
+
+def test_predict_prints_the_evidence_beside_the_model(capsys, model_path, cif_path, chgcar_path):
+    status, out, err = run(capsys, "predict", cif_path, chgcar_path, "--model", model_path, "--top", 1)
+    assert (status, err) == (0, "")
+    rutile, iron = out.split(str(chgcar_path))
+    assert "evidence of the density itself" in rutile.splitlines()[1]
+    assert "136  P42/mnm" in rutile.splitlines()[4][48:]
+    assert "229  Im-3m" in iron  # no class of the model
+    assert "  they disagree on the " in iron
+    assert "space group" in iron.splitlines()[-1]
+
+
+def test_predict_json_has_an_evidence_object(capsys, model_path, chgcar_path):
+    status, out, _ = run(capsys, "predict", chgcar_path, "--model", model_path, "--json", "--explain")
+    assert status == 0
+    evidence = json.loads(out, parse_constant=pytest.fail)["evidence"]
+    assert (evidence["space_group_number"], evidence["hall_number"], evidence["centring"]) == (229, 529, "I")
+    assert evidence["crystal_system"] == evidence["top"]["crystal_system"][0]["crystal_system"] == "cubic"
+    assert evidence["disagrees_on"][-1] == "space_group_number"
+    assert len(evidence["operations"]) == evidence["n_operations"] == 48
+    assert sum(operation["order"] == -1 for operation in evidence["operations"]) == 1
+    assert all(operation["residual"] < 1e-3 for operation in evidence["operations"])
+    assert evidence["candidates"][0]["space_group_number"] == 229
+    status, out, _ = run(capsys, "predict", chgcar_path, "--model", model_path, "--json")
+    assert "operations" not in json.loads(out)["evidence"]
+    status, out, _ = run(capsys, "predict", chgcar_path, "--model", model_path, "--json", "--no-evidence")
+    assert "evidence" not in json.loads(out)
+
+
+def test_explain_lists_operations_and_candidates(capsys, model_path, cif_path):
+    status, out, _ = run(capsys, "predict", cif_path, "--model", "evidence", "--explain", "--top", 1)
+    assert status == 0
+    lines = out.splitlines()
+    start = next(i for i, line in enumerate(lines) if "operations that hold" in line)
+    assert lines[start + 1].split()[:4] == ["1", "x,", "y,", "z"]
+    assert sum(line.startswith(("    ", "     ")) and ", " in line for line in lines[start:]) >= 16
+    assert any(line.split()[:3] == ["136", "P42/mnm", "found"] for line in lines)
+    status, _, err = run(capsys, "predict", cif_path, "--model", model_path, "--explain", "--no-evidence")
+    assert (status, len(err.splitlines())) == (1, 1)
+
+
+def test_a_density_without_evidence_still_has_an_answer(capsys, tmp_path, model_path):
+    (tmp_path / "CHGCAR").write_text("Si\n1.0\n4 0 0\n0 4 0\n0 0 4\nSi\n1\nDirect\n0 0 0\n\n8 8 8\n" + "1.0 " * 512 + "\n")
+    status, out, _ = run(capsys, "predict", tmp_path / "CHGCAR", "--model", model_path)
+    assert status == 0
+    assert "no evidence: the density is constant" in out.splitlines()[-1]
+
+
+def test_xyz_triplets():
+    def operation(rotation, translation):
+        return Operation(np.array(rotation), np.array(translation), 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    assert prediction.xyz_triplet(operation([[0, -1, 0], [1, -1, 0], [0, 0, 1]], [0, 1 - 1e-9, 2 / 3])) == "-y, x-y, z+2/3"
+    assert prediction.xyz_triplet(operation(-np.eye(3, dtype=int), [0.2, 0.1234, 0.5])) == "-x+1/5, -y+0.1234, -z+1/2"
 
 
 def test_an_unreadable_file_costs_one_line_and_the_others_run(capsys, tmp_path, model_path, cif_path):

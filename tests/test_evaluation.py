@@ -217,6 +217,23 @@ def test_shown_density_has_the_noise_and_resolution_asked_for(nacl):
     assert conditions.shown_source(nacl, conditions.Conditions("primitive"), np.random.default_rng(0)) is nacl
 
 
+@pytest.mark.parametrize("options", [{}, {"noise": 0.1}, {"d_min": 1.5}, {"protocol": "conventional", "n_jobs": 2}], ids=str)
+def test_evidence_takes_the_options_of_every_model(path, options):
+    result = evaluation.evaluate(path, "evidence", control_rows=0, progress=False, limit=5, **options)
+    assert (result["n"], result["n_failed"], result["model"]) == (5, 0, "evidence")
+    assert result["training_ids_known"] is True
+    assert result["n_seen_in_training"] == 0
+    for target in ("space_group", "extinction_group", "crystal_system"):
+        assert result[target]["top1"] == 1.0
+
+
+def test_a_bad_row_costs_the_evidence_only_itself(tmp_path, rows):
+    path = write(tmp_path / "bad.parquet", [dict(rows[0], id="bad", lattice=[0.0] * 9), *rows[:3]])
+    result = evaluation.evaluate(path, "evidence", "crystal_system", control_rows=0, progress=False, symprec=0.01)
+    assert (result["n"], result["n_failed"]) == (3, 1)
+    assert result["crystal_system"]["top1"] == 1.0
+
+
 def test_figures_of_merit_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     classes = np.arange(5)

@@ -20,20 +20,26 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 
-from matminer_ed3d import featurizers
+from matminer_ed3d import featurizers, labels
 from matminer_ed3d.density import Density
-from matminer_ed3d.featurizers import DensityPointCloud, DensitySparseTensor, DensityStatistics
+from matminer_ed3d.featurizers import DensityPointCloud, DensitySparseTensor, DensityStatistics, DensitySymmetryFeaturizer
 from matminer_ed3d.readers.errors import DensityFileError
 from matminer_ed3d.representations import PointCloud, SparseTensor
 from matminer_ed3d.sources import as_density
 
-CLASSES = (DensityPointCloud, DensitySparseTensor, DensityStatistics)
-LABELS = {DensityPointCloud: "density point cloud", DensitySparseTensor: "density sparse tensor", DensityStatistics: "total mean"}
+CLASSES = (DensityPointCloud, DensitySparseTensor, DensityStatistics, DensitySymmetryFeaturizer)
+NUMERIC = (DensityStatistics, DensitySymmetryFeaturizer)
+LABELS = {
+    DensityPointCloud: "density point cloud",
+    DensitySparseTensor: "density sparse tensor",
+    DensityStatistics: "total mean",
+    DensitySymmetryFeaturizer: "symmetry n_operations",
+}
 
 
 def quick(cls, **params):
     """A featurizer with settings that make a row cheap."""
-    return cls(**({"d_min": 2.0} if cls is DensityStatistics else {"voxel_size": 0.5}), **params)
+    return cls(**({"d_min": 2.0} if cls is DensityStatistics else {} if cls in NUMERIC else {"voxel_size": 0.5}), **params)
 
 
 @pytest.fixture
@@ -124,6 +130,46 @@ def test_statistics_do_not_depend_on_how_a_structure_is_given(quartz):
 # Dataframes
 
 
+def symmetry_numbers(source, **params):
+    featurizer = DensitySymmetryFeaturizer(**params)
+    return dict(zip(featurizer.feature_labels(), featurizer.featurize(source), strict=True))
+
+
+def test_symmetry_numbers_are_those_of_the_crystal(quartz):
+    """P3(2)21: three twofold axes, two threefold rotations, no inversion, in any cell."""
+    numbers = symmetry_numbers(quartz)
+    assert numbers["symmetry n_operations"] == 6
+    assert {name.split()[-1]: n for name, n in numbers.items() if "n_operations " in name and n} == {"2": 3, "3": 2}
+    assert max(numbers[f"symmetry residual {held}"] for held in "23") < 1e-6
+    assert numbers["symmetry residual -1"] > 1e-3
+    for never in ("4", "-4"):
+        assert numbers[f"symmetry residual {never}"] == numbers[f"symmetry displacement {never}"] == 1.0
+    assert numbers["symmetry probability trigonal"] == pytest.approx(1.0, abs=1e-3)
+    assert numbers["symmetry margin subgroup"] > 3
+    assert numbers["symmetry probability"] > 0.99
+    supercell = quartz.copy()
+    supercell.make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 2]])
+    supercell.translate_sites(range(len(supercell)), [0.1, 0.2, 0.3])
+    assert symmetry_numbers(supercell)["symmetry n_operations -1"] == 0
+    assert symmetry_numbers(supercell)["symmetry n_operations"] == 6
+
+
+def test_symmetry_numbers_are_finite(crystals, chgcar_path):
+    out = DensitySymmetryFeaturizer().fit_transform([*crystals.values(), str(chgcar_path)])
+    assert np.isfinite(out).all()
+    names = DensitySymmetryFeaturizer().feature_labels()
+    assert (np.abs(out[:, ["margin" in name for name in names]]) <= 100).all()
+    systems = [f"symmetry probability {system}" for system in labels.CRYSTAL_SYSTEMS]
+    assert out[:, [names.index(name) for name in systems]].sum(axis=1) == pytest.approx(np.ones(len(out)))
+    assert [systems[i].split()[-1] for i in out[:-1, [names.index(name) for name in systems]].argmax(axis=1)] == list(crystals)
+
+
+def test_symmetry_numbers_come_from_the_cache(nacl, tmp_path, monkeypatch):
+    first = DensitySymmetryFeaturizer(cache=tmp_path).featurize(nacl)
+    monkeypatch.setattr(featurizers, "find_symmetry", None)
+    assert DensitySymmetryFeaturizer(cache=tmp_path).featurize(nacl) == first
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_dataframe(cls, table):
     featurizer = quick(cls)
@@ -161,7 +207,7 @@ def test_empty_dataframe_gets_the_columns(table):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_two_processes_give_the_same(cls, table, broken):
     options = {"ignore_errors": True, "return_errors": True, "pbar": False}
-    seeded = {} if cls is DensityStatistics else {"random_state": 3}
+    seeded = {} if cls in NUMERIC else {"random_state": 3}
     one, two = (quick(cls, n_jobs=n, **seeded).featurize_dataframe(broken, "structure", **options) for n in (1, 2))
     errors = f"{cls.__name__} Exceptions"
     for frame in (one, two):
@@ -324,7 +370,7 @@ def test_transform_gives_a_two_dimensional_array(cls, as_input, table):
     featurizer = quick(cls)
     out = featurizer.fit_transform(as_input(table["structure"]))
     assert out.shape == (4, len(featurizer.feature_labels()))
-    assert out.dtype == (float if cls is DensityStatistics else object)
+    assert out.dtype == (float if cls in NUMERIC else object)
     assert list(featurizer.get_feature_names_out()) == featurizer.feature_labels()
 
 
@@ -389,6 +435,9 @@ def test_matminer_stacks_them(table):
         (DensityStatistics(channels="total"), "tuple of names"),
         (DensityStatistics(channels=("totl",)), "names among"),
         (DensityStatistics(d_min=-1.0), "`d_min` must be positive"),
+        (DensitySymmetryFeaturizer(symprec=0.0), "`symprec` must be a positive distance"),
+        (DensitySymmetryFeaturizer(d_min=-1.0), "`d_min` must be a positive resolution"),
+        (DensitySymmetryFeaturizer(channel="totl"), "names among .* got 'totl'"),
     ],
 )
 def test_odd_parameters_are_refused_by_fit(featurizer, message, nacl):

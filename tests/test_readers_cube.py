@@ -10,7 +10,7 @@ import pytest
 
 from matminer_ed3d.density import Density
 from matminer_ed3d.readers.errors import DensityFileError
-from matminer_ed3d.readers.units import BOHR, HARTREE
+from matminer_ed3d.readers.units import BOHR, HARTREE, quantity_named
 from matminer_ed3d.sources import as_density, what_is
 
 LATTICE = np.array([[3.1, 0.0, 0.0], [0.7, 2.9, 0.0], [-0.4, 0.6, 3.3]])
@@ -144,14 +144,50 @@ def test_pymatgen_and_we_read_the_same(tmp_path):
     np.testing.assert_allclose(ours.structure.frac_coords, theirs.structure.frac_coords, atol=1e-5)
 
 
-def test_a_chgcar_that_pymatgen_made_a_cube_is_not_taken_in_silence(tmp_path):
+def test_a_chgcar_that_pymatgen_made_a_cube_is_divided_by_the_volume(tmp_path):
     from pymatgen.core.structure import Structure
     from pymatgen.io.common import VolumetricData
+    from pymatgen.io.vasp.inputs import Poscar
+    from pymatgen.io.vasp.outputs import Chgcar
 
     structure = Structure(LATTICE, ["O", "H", "H"], [[0.1, 0.2, 0.3], [0.5, 0.5, 0.5], [0.7, 0.1, 0.2]])
-    VolumetricData(structure, {"total": density_values() * VOLUME}).to_cube(tmp_path / "x.cube")
-    with pytest.warns(UserWarning, match=r"x\.cube: .*10 protons.*unit='e/A\^3'"):
-        Density.from_file(tmp_path / "x.cube")
+    path = tmp_path / "x.cube"
+    Chgcar(Poscar(structure), {"total": density_values(8) * VOLUME}).to_cube(path)
+    with pytest.warns(UserWarning, match=r"x\.cube: pymatgen wrote this cube of a Chgcar.* 8 electrons; divided by") as caught:
+        density = Density.from_file(path)
+    assert len(caught) == 1
+    np.testing.assert_allclose(density.channels["total"], density_values(8), rtol=1e-4)
+    assert density.n_electrons() == pytest.approx(8, rel=1e-6)
+    assert Density.from_file(path, unit="e/bohr^3").n_electrons() == pytest.approx(8 * VOLUME / BOHR**3, rel=1e-4)
+    path.write_text(path.read_text().replace("Pymatgen", "somebody"))
+    with pytest.warns(UserWarning, match="e/bohr\\^3, the unit of the format, is assumed"):
+        Density.from_file(path)
+    for values in (density_values(), density_values(700) * VOLUME):  # in e/Å³, and of too many electrons in any unit
+        VolumetricData(structure, {"total": values}).to_cube(path)
+        with pytest.raises(DensityFileError, match=r"a cube by pymatgen, of .* if times the volume.*say unit='e/bohr\^3', unit='e/A\^3'"):
+            Density.from_file(path)
+
+
+@pytest.mark.parametrize(
+    ("title", "quantity"),
+    [
+        ("SCF density of water. Spin multiplicity 1", "electron_density"),
+        ("Charge density, conjugate gradient optimised", "electron_density"),
+        ("Electron density in a potassium potential well", "electron_density"),
+        ("density, GGA (generalized gradient approximation), PBE pseudopotential, E = -76.4 Hartree", "electron_density"),
+        ("rho, spin-orbit coupling, a different basis", "electron_density"),
+        ("Electrostatic potential from the SCF density", "potential"),
+        ("Spin density", "unknown"),
+        ("rho, spin up", "unknown"),
+        ("density difference", "unknown"),
+        ("Reduced density gradient", "unknown"),
+        ("Laplacian of the electron density", "unknown"),
+        ("ELF from the density", "elf"),
+        ("Density of orbital 5", "orbital"),
+    ],
+)
+def test_words_beside_the_quantity_do_not_count(title, quantity):
+    assert quantity_named(title) == quantity
 
 
 def test_a_density_in_another_unit_warns_and_is_not_switched(tmp_path):

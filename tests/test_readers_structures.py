@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -207,6 +209,60 @@ def test_the_first_of_several_blocks_is_read_and_named(tmp_path):
     damaged = iron.replace(" 0.1 ", " ? ") + cobalt
     with pytest.warns(UserWarning, match="2 blocks"), pytest.raises(DensityFileError, match=r"coordinate x = \? of atom Fe1"):
         read_structure(write(tmp_path, damaged))
+
+
+TAGS = re.compile(r"^_\S+", re.MULTILINE)
+
+
+@pytest.mark.parametrize("change", [str.upper, str.lower, str.title])
+def test_tags_are_alike_in_any_case(tmp_path, change):
+    text = cif_text("P 21/c", MONOCLINIC, ["Fe1 Fe 0.1 0.2 0.3 1 0.01"], after="_symmetry_space_group_name_H-M 'P 21/c'")
+    structure = read_structure(write(tmp_path, TAGS.sub(lambda tag: change(tag[0]), text)))
+    assert structure == read_structure(write(tmp_path, text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = Structure.from_str(text, fmt="cif")
+    assert structure.species == theirs.species
+    np.testing.assert_allclose(structure.frac_coords, theirs.frac_coords, atol=1e-9)
+    named = named_group(HEXAGONAL, "_space_group_name_H-M_alt 'P 3'", "Si1 Si 0.1 0.2 0.3 1 0.01")
+    assert len(read_structure(write(tmp_path, TAGS.sub(lambda tag: change(tag[0]), named)))) == 3
+
+
+ODD = "_chemical_name_common 'a name' of three"  # words without a tag, which the grammar does not have; pymatgen says so too
+
+
+def test_text_against_the_grammar_is_checked_as_any_other(tmp_path):
+    sound = cif_text("P 1", MONOCLINIC, ["Fe1 Fe 0.1 0.2 0.3 1 0.01"])
+    unquoted = sound + "loop_\n_publ_author_name\n_cell_length_a 4\n"
+    with pytest.raises(DensityFileError, match=r"x\.cif:\d+: found text that is no CIF"):
+        read_structure(write(tmp_path, unquoted))
+    with pytest.raises(DensityFileError, match=r"x\.cif:\d+: found text that is no CIF"):
+        read_structure(write(tmp_path, sound + ODD))
+    with pytest.raises(DensityFileError, match=r"x\.cif:\d+: found text that is no CIF \(.*uplicate"):
+        read_structure(write(tmp_path, sound + "_cell_length_a 5\n"))
+    assert read_structure(write(tmp_path, sound + "_journal_year 1\n_journal_year 2\n")).formula == "Fe1"
+    with pytest.raises(DensityFileError, match=r"x\.cif:\d+: found text that is no CIF"):
+        read_structure(write(tmp_path, sound + "_space_group_name_H-M_alt\n"))
+    odd = sound + "_publ_section_title 'endless\n"
+    with pytest.warns(UserWarning, match=r"x\.cif:\d+: against the grammar of CIF"):
+        structure = read_structure(write(tmp_path, odd))
+    assert structure.site_properties["u_iso"] == pytest.approx([0.01])
+    for row, reason in (("0.1 0.2 0.3 1.5 0.01", "occupancy 1.5 of atom Fe1"), ("? 0.2 0.3 1 0.01", r"coordinate x = \?")):
+        with pytest.warns(UserWarning, match="grammar"), pytest.raises(DensityFileError, match=reason):
+            read_structure(write(tmp_path, odd.replace("0.1 0.2 0.3 1 0.01", row)))
+
+
+def test_json_of_the_materials_project_and_lists(tmp_path, quartz):
+    document = {"material_id": "mp-1", "nsites": len(quartz), "structure": quartz.as_dict()}
+    assert read_structure(write(tmp_path, json.dumps(document), "x.json")) == quartz
+    for one in (document, quartz.as_dict()):
+        with pytest.raises(DensityFileError, match=r"x\.json: found a list of 2 structures, expected a single one; take one"):
+            read_structure(write(tmp_path, json.dumps([one, one]), "x.json"))
+
+
+def test_text_of_no_known_format_is_told_what_it_was_taken_for(tmp_path):
+    with pytest.raises(DensityFileError, match=r"x\.txt:2: .*scale factor.*taken for a POSCAR.*no other known format \(CIF, JSON"):
+        read_structure(write(tmp_path, "Dear all,\nplease find attached\n", "x.txt"))
 
 
 MAGNETIC = """loop_

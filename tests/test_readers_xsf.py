@@ -91,6 +91,35 @@ def test_ase_writes_and_we_read(tmp_path):
     np.testing.assert_allclose(ours.structure.cart_coords, image.positions, atol=1e-9)
 
 
+def _written_by_ase(path, values, pbc=True) -> None:
+    from ase import Atoms
+    from ase.io import write
+
+    write(path, Atoms("OH2", positions=[row[1:] for row in ATOMS], cell=LATTICE, pbc=pbc), data=values)
+
+
+def test_the_grid_that_ase_writes_by_default_has_no_end_points(tmp_path):
+    from ase.io.cube import read_cube_data
+
+    rho = density_values()
+    _written_by_ase(tmp_path / "x.xsf", rho)
+    ours = Density.from_file(tmp_path / "x.xsf")
+    np.testing.assert_allclose(ours.channels["total"], rho, atol=1e-6)
+    np.testing.assert_allclose(ours.lattice, LATTICE, atol=1e-12)
+    assert ours.n_electrons() == pytest.approx(10, abs=1e-4)
+    _written_by_ase(tmp_path / "x.cube", rho)
+    theirs, atoms = read_cube_data(str(tmp_path / "x.cube"))
+    np.testing.assert_allclose(ours.channels["total"], theirs, atol=1e-6)
+    np.testing.assert_allclose(ours.structure.cart_coords, atoms.positions, atol=1e-5)
+
+
+@pytest.mark.parametrize("pbc", [True, (True, True, False), False])
+def test_a_grid_of_ase_that_may_have_end_points_or_is_not_periodic_is_refused(tmp_path, pbc):
+    _written_by_ase(tmp_path / "x.xsf", np.pad(density_values(), [(0, 1)] * 3, mode="wrap"), pbc)
+    with pytest.raises(DensityFileError, match=r"x\.xsf:\d+: found a grid that ASE wrote over .*span_vectors=atoms\.cell"):
+        Density.from_file(tmp_path / "x.xsf")
+
+
 def test_a_grid_over_a_larger_cell_has_its_atoms(tmp_path):
     basis_change = np.array([[1, 1, 0], [-1, 1, 0], [0, 0, 2]])
     rho = density_values(shape=(4, 4, 5))
@@ -118,7 +147,7 @@ def test_the_origin_of_the_grid_is_ours(tmp_path):
 
 def test_spins_become_total_and_difference(tmp_path):
     up, down = density_values(6), density_values(4, seed=1)
-    for names in (("rho_UP", "rho_DOWN"), ("spin_up", "spin_dn"), ("alpha", "beta")):
+    for names in (("rho_UP", "rho_DOWN"), ("spin_up", "spin_dn"), ("alpha", "beta"), ("RHO:spin_1", "RHO:spin_2")):
         density = read(tmp_path, structure_text() + block(grid_text(up, names[0]), grid_text(down, names[1])))
         np.testing.assert_allclose(density.channels["total"], up + down, rtol=1e-9)
         np.testing.assert_allclose(density.channel("up"), up, rtol=1e-9)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from matminer_ed3d.readers.displacements import add_displacements, has_displacements
-from matminer_ed3d.readers.errors import DensityFileError
 from matminer_ed3d.readers.streams import TextStream
 from matminer_ed3d.scattering_factors import DEFAULT_B_ISO
 
@@ -44,7 +43,25 @@ OPERATIONS = (
     "_space_group_symop_magn_operation.xyz",
     "_space_group_symop_magn_centering.xyz",
 )
-GRAMMAR_ERROR = re.compile(r"string:(\d+):\d+(?:\(\d+\))?:\s*")  # how gemmi's complaints begin
+TAG = re.compile(r"^_\S+", re.MULTILINE)
+MIXED_CASE = {  # tags are alike in any case, but pymatgen asks for these, and for all others in lower case
+    tag.lower(): tag
+    for tag in (
+        "_cell_formula_units_Z",
+        "_space_group_IT_number",
+        "_space_group_magn.name_BNS",
+        "_space_group_magn.number_BNS",
+        "_magnetic_space_group.transform_to_standard_Pp_abc",
+        "_space_group_magn.transform_BNS_Pp",
+        "_space_group_magn.transform_BNS_Pp_abc",
+        "_space_group_name_H-M_alt",
+        "_space_group_name_Hall",
+        "_symmetry_Int_Tables_number",
+        "_symmetry_space_group_name_H-M",
+        "_symmetry_space_group_name_H_M",
+    )
+}
+GRAMMAR_ERROR = re.compile(r"string:(\d+)(?::\d+(?:\(\d+\))?:| in \S+:)\s*")  # how gemmi's complaints begin
 HALL_NAMES = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
 GROUP_NAMES = ("_space_group_name_H-M_alt", "_symmetry_space_group_name_H-M", "_symmetry_space_group_name_H_M")
 GROUP_NUMBERS = ("_space_group_IT_number", "_symmetry_Int_Tables_number")
@@ -57,7 +74,7 @@ SAME_LENGTHS = 0.05  # share by which lengths that a space group makes equal may
 LONGEST_WORD = 1000  # of what is said of an atom, and of an operation
 MOST_OPERATIONS = 1536  # 192 are those of Fm-3m; more only in a cell chosen too large
 MOST_ATOMS, MOST_IMAGES = 5_000, 15_000  # atoms, and atoms times operations; pymatgen's time grows with the squares, to half a minute here
-MOST_FORGIVEN = 1 << 20  # bytes of a CIF against the standard, which pymatgen reads by itself
+MOST_FORGIVEN = 1 << 20  # bytes of a CIF against the standard, which pymatgen is asked to make sound
 CROWDED = 0.5  # Å; no two atoms of any molecule or crystal come that close
 NO_GUESS = re.compile(
     "Spacegroup from|fractional coordinates rounded|Cannot determine chemical composition|stoichiometry check|is not a valid"
@@ -66,21 +83,59 @@ NO_GUESS = re.compile(
 PARSER_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def _first_block(stream: TextStream, text: str) -> tuple[Any, str]:
-    """Return gemmi's first CIF block with atoms, with a warning if there are more; or None and what is no CIF."""
+def _is_ambiguous(document: Any) -> bool:
+    """Tell whether a block has a tag of the structure twice, or without a value."""
+    for block in document:
+        tags = [tag.lower() for item in block for tag in (item.loop.tags if item.loop is not None else (item.pair or ())[:1])]
+        tags += [item.pair[0].lower() for item in block if item.pair is not None and not item.pair[1]]
+        ours = [tag for tag in tags if tag.startswith(OF_STRUCTURE)]
+        if len(set(ours)) < len(ours):
+            return True
+    return False
+
+
+def _document(stream: TextStream, text: str) -> Any:
+    """Return gemmi's CIF document; of text against the grammar, that of what pymatgen, which forgives more, makes of it."""
     import gemmi
+    from pymatgen.io.cif import CifFile
 
     try:
-        document = gemmi.cif.read_string(text)
+        return gemmi.cif.read_string(text)
     except (ValueError, RuntimeError) as error:
-        return None, str(error)
+        place = GRAMMAR_ERROR.match(str(error))
+        complaint, line = str(error)[place.end() if place else 0 :], int(place[1]) if place else None
+    if len(text) > MOST_FORGIVEN:
+        raise stream.error(f"{len(text)} characters that are no CIF by its grammar ({complaint})", "a sound CIF", line)
+    refusal = stream.error(f"text that is no CIF ({complaint})", "a complete one", line)
+    try:
+        document = gemmi.cif.read_string(text, check_level=0)
+    except (ValueError, RuntimeError):
+        pass
+    else:  # only tags that stand twice, or without a value
+        if _is_ambiguous(document):
+            raise refusal
+        return document
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            document = gemmi.cif.read_string(str(CifFile.from_str(text)))
+        except (*PARSER_ERRORS, Warning) as error:
+            raise refusal from error
+    where = stream.path if line is None else f"{stream.path}:{line}"
+    warnings.warn(f"{where}: against the grammar of CIF ({complaint}); read as pymatgen does, is all there?", UserWarning, stacklevel=5)
+    return document
+
+
+def _first_block(stream: TextStream, text: str) -> Any:
+    """Return gemmi's first CIF block with atoms, with a warning if there are more."""
+    document = _document(stream, text)
     blocks = [block for block in document if len(block.find_values("_atom_site_label")) > 0]
     if len(blocks) > 1:
         message = f"{stream.path}: {len(blocks)} blocks with atoms; the first, {blocks[0].name!r}, is read"
         warnings.warn(message, UserWarning, stacklevel=4)
     if not blocks:
         raise stream.error("no atoms", "a loop of `_atom_site_label` with fractional coordinates")
-    return blocks[0], ""
+    return blocks[0]
 
 
 def _check_species(stream: TextStream, symbol: str, label: str) -> None:
@@ -318,33 +373,20 @@ def read_cif(stream: TextStream) -> Any:
         If there is no structure in it: no atoms, an unknown element, a missing coordinate, an impossible cell or occupancy.
     """
     text = stream.read_rest()
-    block, complaint = _first_block(stream, text)
-    if block is None:
-        if len(text) > MOST_FORGIVEN:
-            raise stream.error(
-                f"{len(text)} characters that are no CIF by its grammar", f"at most {MOST_FORGIVEN} of those, or a sound CIF"
-            )
-        try:  # pymatgen forgives more than the standard does
-            _, structure, notes = _parse(stream, text)
-        except DensityFileError as error:
-            place = GRAMMAR_ERROR.match(complaint)
-            found = complaint[place.end() :] if place else complaint
-            raise stream.error(f"text that is no CIF ({found})", "a complete one", int(place[1]) if place else None) from error
-        operations = []
-    else:
-        _check_cell(stream, block)
-        _state_operations(stream, block)
-        _check_size(stream, block)
-        _check_atoms(stream, block)
-        _state_charges(block)
-        alone = _text_of(block)
-        parser, structure, notes = _parse(stream, alone)
-        operations = _operations(parser, alone, block.name)
-        for operation in operations:
-            if not abs(abs(np.linalg.det(operation.rotation_matrix)) - 1) < 1e-3:
-                raise stream.error(f"symmetry operation {operation.as_xyz_str()!r}", "one that maps the crystal on itself")
-        if _place_on_symmetry(block, operations, structure.lattice.matrix):
-            _, structure, notes = _parse(stream, _text_of(block))
+    block = _first_block(stream, text)
+    _check_cell(stream, block)
+    _state_operations(stream, block)
+    _check_size(stream, block)
+    _check_atoms(stream, block)
+    _state_charges(block)
+    alone = _text_of(block)
+    parser, structure, notes = _parse(stream, alone)
+    operations = _operations(parser, alone, block.name)
+    for operation in operations:
+        if not abs(abs(np.linalg.det(operation.rotation_matrix)) - 1) < 1e-3:
+            raise stream.error(f"symmetry operation {operation.as_xyz_str()!r}", "one that maps the crystal on itself")
+    if _place_on_symmetry(block, operations, structure.lattice.matrix):
+        _, structure, notes = _parse(stream, _text_of(block))
     for note in notes:
         warnings.warn(f"{stream.path}: {note}", UserWarning, stacklevel=3)
     check_sites(stream, structure)
@@ -354,9 +396,9 @@ def read_cif(stream: TextStream) -> Any:
             f"{stream.path}: {_some(crowded)} overlap, closer than {CROWDED} Å with more than one atom in all; are occupancies missing?"
         )
         warnings.warn(message, UserWarning, stacklevel=3)
-    bare = [site.label for site in structure] if block is None else add_displacements(structure, block, operations)
+    bare = add_displacements(structure, block, operations)
     if bare:
-        of = _some(bare) if block is not None and has_displacements(block) else "any atom"
+        of = _some(bare) if has_displacements(block) else "any atom"
         way_out = f"the default B of {DEFAULT_B_ISO} Å² counts there, or yours, `as_density(path, b_iso=...)`"
         warnings.warn(f"{stream.path}: no usable displacement for {of}; {way_out}", UserWarning, stacklevel=3)
     return structure
@@ -376,7 +418,7 @@ def _text_of(block: Any) -> str:
         tags = item.loop.tags if item.loop is not None else item.pair[:1] if item.pair is not None else []
         if not any(tag.lower().startswith(OF_STRUCTURE) for tag in tags):
             item.erase()
-    return str(document.as_string())
+    return TAG.sub(lambda tag: MIXED_CASE.get(tag[0].lower(), tag[0].lower()), document.as_string())
 
 
 def _crowded(structure: Any) -> list[str]:
@@ -453,16 +495,22 @@ def structure_from_record(record: Any, stream: TextStream) -> Any:
 
 
 def read_json(stream: TextStream) -> Any:
-    """Read a pymatgen Structure from its JSON; nothing that the file names is ever imported.
+    """Read a pymatgen Structure from its JSON, or from a document of the Materials Project with a ``structure`` in it.
+
+    Nothing that the file names is ever imported.
 
     Raises
     ------
     DensityFileError
-        If the text is not JSON, is that of something else, or has a site that is none.
+        If the text is not JSON, is that of something else or of a list of structures, or has a site that is none.
     """
     text = stream.read_rest()
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise stream.error(f"text that is not JSON ({error})", "a pymatgen Structure written by `structure.to(filename=...)`") from error
+    if isinstance(record, list) and record and all(isinstance(one, dict) and {"sites", "structure"} & set(one) for one in record):
+        raise stream.error(f"a list of {len(record)} structures", "a single one; take one of them into a file of its own")
+    if isinstance(record, dict) and not {"lattice", "sites"} & set(record) and isinstance(record.get("structure"), dict):
+        record = record["structure"]
     return structure_from_record(record, stream)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from matminer_ed3d.density import Quantity
+from matminer_ed3d.readers.errors import file_error
 
 __all__ = [
     "BOHR",
@@ -22,6 +23,7 @@ __all__ = [
     "Unit",
     "check_own_unit",
     "electron_counts",
+    "is_times_volume",
     "negative_share",
     "quantity_named",
     "settle_quantity",
@@ -40,6 +42,14 @@ Unit = Literal["e/A^3", "e/bohr^3"]
 NAMED_UNIT = re.compile(
     r"(?<![a-z])e(?:l|lectrons?)?\s*/\s*\(?(?:(?P<bohr>bohr|a0|a\.?u\.?)|(?:å|ang(?:stroms?)?|a))\s*(?:\^|\*\*)?\s*(?:3|³)", re.IGNORECASE
 )
+# Not about what the values are: settings and results of the calculation, which titles of good densities name too.
+HARMLESS = re.compile(
+    r"(?i)(?:no|non|without)[-_ ]?spin(?![a-z])"
+    r"|(?<![a-z])spin[-_ ]*(?:polari|multiplicit|orbit|state|(?:un)?restricted|singlet|quantum|contamin)"
+    r"|(?:conjugate|generali[sz]ed)[-_ ]gradients?|gradient[-_ ](?:correct|optimi|descent)"
+    r"|pseudo[-_ ]?potential|potential[-_ ](?:well|energy)|(?:chemical|interatomic)[-_ ]potential|\d\s*hartree"
+    r"|(?:finite|energy)[-_ ]differences?|different(?:ly)?(?![a-z])"
+)
 # The first that is found counts: "electrostatic potential from the SCF density" is a potential.
 QUANTITY_WORDS: tuple[tuple[Quantity, re.Pattern[str]], ...] = (
     ("elf", re.compile(r"(?i)(?<![a-z])elf(?:car)?(?![a-z])|electron locali[sz]ation")),
@@ -48,7 +58,7 @@ QUANTITY_WORDS: tuple[tuple[Quantity, re.Pattern[str]], ...] = (
     (
         "unknown",
         re.compile(
-            r"(?i)(?<![a-z])spin(?![- ]*polari|[a-z])|differen|(?<![a-z])diff(?![a-z])|laplacian|gradient|magneti[sz]ation"
+            r"(?i)(?<![a-z])spin(?![a-z])|differen|(?<![a-z])diff(?![a-z])|laplacian|gradient|magneti[sz]ation"
             r"|deformation|(?<![a-z])(?:rdg|nci|mag)(?![a-z])"
         ),
     ),
@@ -68,7 +78,8 @@ def unit_named(text: str) -> Unit | None:
 
 def quantity_named(text: str) -> Quantity | None:
     """Return the quantity that a title or comment names; ``unknown`` for a spin density, a difference or a derivative; None if none."""
-    return next((quantity for quantity, words in QUANTITY_WORDS if words.search(text)), None)
+    telling = HARMLESS.sub("", text)
+    return next((quantity for quantity, words in QUANTITY_WORDS if words.search(telling)), None)
 
 
 def negative_share(values: np.ndarray) -> float:
@@ -176,6 +187,43 @@ def check_own_unit(path: str, integral: float, own: Unit, protons: Sequence[int]
     if doubtful:
         message = f"{path}: {_counts_text(integral, protons)}; {own}, the unit of the format, is assumed"
         warnings.warn(f"{message}: if it is the other, unit='{other}'", UserWarning, stacklevel=5)
+
+
+def is_times_volume(path: str, integral: float, volume: float, protons: Sequence[int]) -> bool:
+    """Tell whether a cube that pymatgen wrote holds a density times the volume, as its Chgcar does, or one in e/bohr³.
+
+    The rule: if there are no more electrons in e/bohr³ than protons (by more than 2 % and 2), or fewer than atoms, it is a cube as any
+    other. If not, and the mean of the numbers alone is a possible number of electrons, it is a Chgcar's.
+
+    Parameters
+    ----------
+    path, integral, protons
+        As in :func:`check_own_unit`.
+    volume : float
+        Of the cell, Å³.
+
+    Raises
+    ------
+    DensityFileError
+        If it is neither, or could be in e/Å³ too.
+
+    Warns
+    -----
+    UserWarning
+        If it is a Chgcar's; with the number of electrons.
+    """
+    counts = electron_counts(integral)
+    if not protons or _is_possible(counts["e/bohr^3"], protons) or counts["e/bohr^3"] <= len(protons):
+        return False
+    n_electrons = integral / volume
+    fits = [n for n in (n_electrons, counts["e/A^3"]) if _is_possible(n, protons)]
+    whole = [n for n in fits if _is_whole(n)]
+    if (whole or fits) == [n_electrons]:
+        message = f"{path}: pymatgen wrote this cube of a Chgcar, with the density times the volume: {n_electrons:.6g} electrons"
+        warnings.warn(f"{message}; divided by the volume of {volume:.6g} Å³ (if it is not so, say unit=)", UserWarning, stacklevel=4)
+        return True
+    found = f"a cube by pymatgen, of {_counts_text(integral, protons)}, or {n_electrons:.6g} if times the volume, as in its Chgcar"
+    raise file_error(path, found, "one of these to fit; say unit='e/bohr^3', unit='e/A^3' or quantity=, or read the CHGCAR itself")
 
 
 def unit_by_count(path: str, integral: float, protons: Sequence[int]) -> Unit:

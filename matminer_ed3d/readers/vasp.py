@@ -60,6 +60,12 @@ class Poscar:
     frac_coords: Float[np.ndarray, "n_atoms 3"]
 
 
+SCALE_EXPECTED = (
+    "the scale factor (one number or three); the text is taken for a POSCAR or CHGCAR, because it is no other known format"
+    " (CIF, JSON, YAML, cube, XSF, CCP4 or MRC map, VESTA's .grd, vasprun.xml, CSSR, .res, ...)"
+)
+
+
 def _numbers(stream: TextStream, expected: str, least: int, most: int | None = None) -> list[float]:
     """Read the numbers at the start of the next line: at least `least`, and nothing after `most`."""
     line = stream.next_line()
@@ -83,7 +89,7 @@ def _show(line: bytes) -> str:
 
 def _read_lattice(stream: TextStream) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
     """Read the scale and the lattice; return the lattice in Å and what Cartesian coordinates are to be multiplied by."""
-    given = _numbers(stream, "the scale factor (one number or three)", 1, 3)
+    given = _numbers(stream, SCALE_EXPECTED, 1, 3)
     line = stream.line
     if len(given) == 2 or 0.0 in given or (len(given) == 3 and min(given) < 0):
         raise stream.error(f"scale {given}", "one number that is not 0 (negative: the volume), or three positive ones")

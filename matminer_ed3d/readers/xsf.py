@@ -2,7 +2,8 @@
 
 Lengths are in Å. A grid is "general": its counts include the end points, which repeat the first ones, and its vectors span the cell from
 the first point to the last; x is fastest. Those vectors need not be PRIMVEC: a grid over the conventional cell makes a density of
-that cell. The format states no unit: XCrySDen, Quantum ESPRESSO and Siesta write e/bohr³, tools around VASP e/Å³.
+that cell. ASE leaves the end points out by default, which its vectors of (n + 1) / n cells tell. The format states no unit: XCrySDen,
+Quantum ESPRESSO and Siesta write e/bohr³, tools around VASP e/Å³.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ MOST_GRIDS = 64
 GRID_BLOCK = re.compile(rb"(?:BEGIN_)?BLOCK_DATAGRID_?3D", re.IGNORECASE)
 GRID = re.compile(rb"(?:BEGIN_)?DATAGRID_?3D_?(.*)", re.IGNORECASE)
 SKIPPED = re.compile(rb"BEGIN_(INFO|BLOCK_DATAGRID_?2D)", re.IGNORECASE)
+BY_ASE = ["data", "grid#1"]  # the title and the name of a grid of ASE's
+ASE_DIGITS = 2e-6  # Å; twice what its six decimals round by
 SAME_VECTOR = 1e-3  # Å; rounding of lattice vectors in the text
 ROLES = (
     ("diff_x", r"(?:diff|mag|m|spin)_?x"),
     ("diff_y", r"(?:diff|mag|m|spin)_?y"),
     ("diff_z", r"(?:diff|mag|m|spin)_?z"),
-    ("up", r"(?:spin_?)?(?:up|alpha)"),
-    ("down", r"(?:spin_?)?(?:down|dn|beta)"),
+    ("up", r"(?:spin_?)?(?:up|alpha)|spin_?1"),
+    ("down", r"(?:spin_?)?(?:down|dn|beta)|spin_?2"),
     ("diff", r"diff|difference|spin(?:_?density)?|mag|magneti[sz]ation"),
     ("total", r"total|sum|charge(?:_?density)?|rho|density"),
 )
@@ -112,6 +115,19 @@ def _read_counted_atoms(stream: TextStream, contents: Contents) -> None:
         _read_atom(stream, headers.required_line(stream, expected).split(), contents, expected)
 
 
+def _is_by_ase(contents: Contents, shape: Sequence[int], origin: Float[np.ndarray, "3"], spans: Float[np.ndarray, "3 3"]) -> bool:
+    """Tell whether a grid of n points spans (n + 1) / n cells: so ASE writes one without end points, and no other program.
+
+    Where there is no PRIMVEC, in a molecule, the origin of ASE's grid is a point's distance from the corner of the cell along each axis.
+    """
+    if contents.text[-2:] != BY_ASE:
+        return False
+    larger = 1 + 1 / np.array(shape)[:, None]
+    if contents.vectors is not None:
+        return bool(np.abs(spans - contents.vectors * larger).max() <= ASE_DIGITS)
+    return bool(np.abs(origin - (spans / larger / np.array(shape)[:, None]).sum(axis=0)).max() <= ASE_DIGITS)
+
+
 def _read_grid(stream: TextStream, name: str, contents: Contents) -> None:
     """Read one grid up to its values, and check that it is periodic."""
     expected = f"the three counts of grid {name!r}"
@@ -127,6 +143,9 @@ def _read_grid(stream: TextStream, name: str, contents: Contents) -> None:
         raise stream.error(headers.show(b" ".join(words)), expected)
     origin = np.array(headers.reals(stream, words, expected))
     lattice = _read_vectors(stream, f"grid {name!r}")
+    is_by_ase = _is_by_ase(contents, shape, origin, lattice)
+    if is_by_ase and contents.vectors is not None:
+        lattice = contents.vectors
     if contents.lattice is None:
         contents.lattice, contents.origin = lattice, origin
     elif np.abs(lattice - contents.lattice).max() > SAME_VECTOR or np.abs(origin - contents.origin).max() > SAME_VECTOR:
@@ -136,7 +155,15 @@ def _read_grid(stream: TextStream, name: str, contents: Contents) -> None:
     what = f"values of grid {name!r} of {headers.grid_text(shape)} points"
     values = stream.read_values(shape[0] * shape[1] * shape[2], what).reshape(shape, order="F")
     inner, difference, tolerance = headers.without_end_points(values)
-    if difference > tolerance:
+    if is_by_ase:
+        if not contents.is_crystal or contents.vectors is None or difference <= tolerance:
+            raise stream.error(
+                f"a grid that ASE wrote over (n + 1) / n cells, {'with or without end points' if contents.is_crystal else 'not periodic'}",
+                "a crystal's; write it with its end points: ase.io.write(..., data=np.pad(data, [(0, 1)] * 3, mode='wrap'),"
+                " origin=np.zeros(3), span_vectors=atoms.cell), or as a cube",
+            )
+        inner = values
+    elif difference > tolerance:
         raise stream.error(
             f"a grid {name!r} that is not periodic: a last plane differs from the first by up to {difference:.3g}",
             "end points that repeat the first ones (to 1e-4), as XSF wants for a crystal; write the grid with them",
@@ -291,8 +318,8 @@ def read_xsf(
         At the beginning of the file.
     channels : sequence of str, optional
         Read these alone. One grid is ``total``; several whose names end in total and diff (or diff_x, ...) are those, and two that end in
-        up and down make ``total`` and ``diff``. Of others, the name of one makes it the ``total``. Grids of another quantity keep
-        their names.
+        up and down, or in Siesta's spin_1 and spin_2, make ``total`` and ``diff``. Of others, the name of one makes it the ``total``.
+        Grids of another quantity keep their names.
     quantity : str, optional
         By default what titles, names and comments say; an electron density where they say nothing. A spin density, a difference, and
         values that are negative by more than 1 % of their sum are ``unknown``.

@@ -47,6 +47,7 @@ SCATTERING_HELD = np.array([0, 1e-3, 3e-3, 5e-3]), np.log([0.97, 0.015, 0.006, 0
 SCATTERING_BROKEN = np.array([0.006, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.0])
 POWER_HELD = np.sqrt([0, 1e-6, 1e-5, 1e-4]), np.log([0.95, 0.03, 0.015, 0.003])  # of the amplitude of a reflection
 POWER_BROKEN = np.logspace(-2, 0, 9)
+NO_NOISE = 1e-6  # of the density's power
 NO_AMPLITUDE = 3e-4  # what is below is nothing, Å or relative
 
 
@@ -154,7 +155,7 @@ class Evidence:
 
     @cached_property
     def _peaks(self) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """Filters of the peaks (n_peaks, n_refl), their weights, and the filters' norms for scattering and displacement."""
+        """Filters of the peaks (n_peaks, m_refl) for the reflections of `half`, heights, and norms for scattering and displacement."""
         spectrum = self.spectrum
         profile = np.sqrt(spectrum.signal[spectrum.shell])
         profile = profile / profile.max()
@@ -169,23 +170,27 @@ class Evidence:
         found = found[np.argsort(-density[tuple(found.T)], kind="stable")][:MOST_PEAKS]
         positions = found / np.array(spectrum.map_shape)
         to_frac = np.linalg.inv(spectrum.lattice)
-        products = (spectrum.q[:, :, None] * spectrum.q[:, None, :]).reshape(-1, 9)
+        half = spectrum.half
+        q, weighted = spectrum.q[half], spectrum.half_weights * profile[half]
+        filtered = weighted * spectrum.coefficients[half]
+        products = (q[:, :, None] * q[:, None, :]).reshape(-1, 9)
         for _ in range(2):  # to the tops, between the grid's points
-            terms = np.exp(2j * np.pi * (positions @ spectrum.h.T)) * filtered
-            slope = -2 * np.pi * terms.imag @ spectrum.q
+            terms = spectrum.phases(positions) * filtered
+            slope = -2 * np.pi * terms.imag @ q
             bend = -((2 * np.pi) ** 2) * (terms.real @ products).reshape(-1, 3, 3)
             step = np.clip(-np.linalg.solve(bend, slope[:, :, None])[:, :, 0], -0.15, 0.15)
             positions = positions + step @ to_frac
-        filters = np.exp(2j * np.pi * (positions @ spectrum.h.T)) * profile
-        heights = (filters * spectrum.coefficients).real.sum(axis=1) / norm
+        filters = spectrum.phases(positions) * weighted
+        heights = (filters @ spectrum.coefficients[half]).real / norm
         return filters, np.maximum(heights, 1e-3 * heights.max()), norm, steep
 
     def _atoms(self, difference: Complex[np.ndarray, " n_refl"]) -> tuple[np.ndarray, np.ndarray]:
         """Estimate the relative scattering differences (n_peaks,) and the displacements in Å (n_peaks, 3) that make d."""
         filters, heights, norm, steep = self._peaks
-        scattering = (filters @ difference).real / norm / heights
-        turned = (2j * np.pi * self.spectrum.q) * difference[:, None]
-        return scattering, (filters @ turned).real / steep / heights[:, None]
+        half = self.spectrum.half
+        turned = np.column_stack([np.ones(len(half)), 2j * np.pi * self.spectrum.q[half]]) * difference[half, None]
+        estimates = (filters @ turned).real / heights[:, None]
+        return estimates[:, 0] / norm, estimates[:, 1:] / steep
 
     def scattering_difference(self, difference: Complex[np.ndarray, " n_refl"]) -> float:
         """Largest relative difference in scattering of a heavy atom and its image, beyond noise and what displacements look like."""
@@ -198,9 +203,12 @@ class Evidence:
 
     @cached_property
     def is_precise(self) -> bool:
-        """Whether the noise leaves every atom's displacement known to a third of `symprec`: then the largest one decides."""
+        """Whether there is next to no noise, and every atom's displacement is known to a third of `symprec`: then the largest decides."""
+        spectrum = self.spectrum
+        if spectrum.noise * len(spectrum.h) > NO_NOISE * float((np.abs(spectrum.coefficients) ** 2).sum()):
+            return False
         _, heights, _, steep = self._peaks
-        return bool(np.sqrt(self.spectrum.noise / steep) / heights.min() < self.symprec / 3)
+        return bool(np.sqrt(spectrum.noise / steep) / heights.min() < self.symprec / 3)
 
     # Odds
 
@@ -246,7 +254,7 @@ class Evidence:
         difference = image - spectrum.coefficients
         power = float((np.abs(spectrum.coefficients) ** 2).sum())
         broken = float((np.abs(difference) ** 2).sum())
-        mean = np.sqrt(3 * max(broken - 2 * spectrum.noise * len(difference), 0.0) / self._gradient_power)
+        mean = float(np.sqrt(3 * max(broken - 2 * spectrum.noise * len(difference), 0.0) / self._gradient_power))
         if mean > HOPELESS * self.symprec:
             return Operation(rotation, translation, broken / (2 * power), mean, np.nan, np.inf, self._translation_uncertainty), image
         operation = Operation(

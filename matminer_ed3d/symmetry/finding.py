@@ -13,7 +13,15 @@ from matminer_ed3d.density import Density
 from matminer_ed3d.reduction import PRIMES, sublattice_directions
 from matminer_ed3d.symmetry import operations
 from matminer_ed3d.symmetry.evidence import Evidence, Operation
-from matminer_ed3d.symmetry.groups import GroupType, exact_translations, group_type, key_of, maximal_subgroups, periodic_distance
+from matminer_ed3d.symmetry.groups import (
+    GroupType,
+    exact_translations,
+    group_type,
+    key_of,
+    maximal_subgroups,
+    periodic_distance,
+    type_numbers,
+)
 from matminer_ed3d.symmetry.spectrum import Spectrum, spectrum_of
 
 __all__ = ["Candidate", "DensitySymmetry", "find_symmetry"]
@@ -22,7 +30,11 @@ DEFAULT_SYMPREC = 0.01
 # Relation of `symprec` to what is measured, fitted on structures of the Materials Project against spglib at the same `symprec`:
 DISPLACEMENT_PER_SYMPREC = 0.95  # spglib fixes the translation on one atom; here it is the best one for all
 LARGEST_SCATTERING_DIFFERENCE = 0.0085  # neighbours in the periodic table differ by at least 0.0102
-LARGEST_LOG_ODDS = 6.0  # of "broken": structures whose symmetry is broken by less than they show are one in some hundred
+LENIENCE = 3.0  # for the largest displacement where there is noise, and the odds decide beside it
+PRIOR_LOG_ODDS = 6.0  # of "holds": of the operations that the data do not contradict, one in some hundred is broken by less than shows
+PRIOR_LOG_ODDS_OF_TRANSLATION = 2.0  # ordered superstructures are more common than cells given too large
+TEMPERATURE = 1.0  # by which log weights of candidates are divided; fitted on answers that were known
+PRECISE_SLOPE = 8.0  # log odds per e-fold of displacement beyond or below the tolerance
 CLOSING_DISTANCE = 0.4  # Å; translations of one rotation that agree within it are the same operation, seen through noise
 TRANSLATION_SHARE = 0.02  # of the power that may contradict a translation for it to be looked at
 N_RUNNERS_UP = 6
@@ -42,7 +54,7 @@ class Candidate:
     n_operations : int
         In the primitive cell.
     log_evidence : float
-        Of the found group against this one: how much better the larger of the two, or the smaller, explains the density; nats.
+        Log odds of the found group against this one, the prior included, in nats; positive where the found one is the better.
     displacement, scattering_difference : float
         The worst of the operations by which the two groups differ, Å and relative.
     probability : float
@@ -142,11 +154,12 @@ class _Search:
         self.symprec = symprec
         self.tested: dict[bytes, list[tuple[Operation, Complex[np.ndarray, " n_refl"]]]] = {}
 
-    def holds(self, operation: Operation) -> bool:
+    def holds(self, operation: Operation, prior: float = PRIOR_LOG_ODDS) -> bool:
+        tolerance = DISPLACEMENT_PER_SYMPREC * self.symprec * (1.0 if self.evidence.is_precise else LENIENCE)
         return (
-            operation.displacement <= DISPLACEMENT_PER_SYMPREC * self.symprec
+            operation.displacement <= tolerance
             and operation.scattering_difference <= LARGEST_SCATTERING_DIFFERENCE
-            and operation.log_evidence <= LARGEST_LOG_ODDS
+            and operation.log_evidence <= prior
         )
 
     def test(self, rotation: np.ndarray, translation: np.ndarray, near: float = CLOSING_DISTANCE) -> tuple[Operation, np.ndarray]:
@@ -215,7 +228,7 @@ def _descend(search: _Search, members: Members) -> tuple[Members, list[tuple[tup
             difference = images[rows].mean(axis=0) - mean
             odds.append((subgroup, search.evidence.log_odds(difference, 1 / len(rows) - 1 / n, len(rows))))
         worst = max(odds, key=lambda pair: pair[1])
-        if search.evidence.is_precise or worst[1] <= LARGEST_LOG_ODDS:
+        if search.evidence.is_precise or worst[1] <= PRIOR_LOG_ODDS:
             return members, odds
         kept = set(worst[0])
         members = {key: entry for i, (key, entry) in enumerate(members.items()) if i in kept}
@@ -256,7 +269,7 @@ def _dividing(spectrum: Spectrum, symprec: float) -> Float[np.ndarray, "3 3"] | 
                 continue
             search = search or _Search(spectrum, symprec)
             operation, _ = search.evidence.test(np.eye(3, dtype=np.int64), direction / prime)
-            if search.holds(operation):
+            if search.holds(operation, PRIOR_LOG_ODDS_OF_TRANSLATION):
                 rows = np.eye(3)
                 rows[np.flatnonzero(direction)[0]] = direction / prime
                 return rows
@@ -281,7 +294,7 @@ def _runners_up(
     for subgroup, odds in subgroups:
         kept = {entries[i][0]: entries[i][1] for i in subgroup}
         deciding = [entry[0] for key, entry in members.items() if key not in kept]
-        evidence = -PRECISE_SLOPE * _margin(deciding, search.symprec) if search.evidence.is_precise else -odds
+        evidence = -PRECISE_SLOPE * _margin(deciding, search.symprec) if search.evidence.is_precise else PRIOR_LOG_ODDS - odds
         out.append(("subgroup", kept, evidence, deciding))
     seen: set[frozenset[bytes]] = set()
     for operation in rejected[:N_RUNNERS_UP]:
@@ -295,18 +308,15 @@ def _runners_up(
         else:
             means = [np.mean([image for _, image in group.values()], axis=0) for group in (members, larger)]
             evidence = search.evidence.log_odds(means[0] - means[1], 1 / len(members) - 1 / len(larger), len(members))
-            evidence = max(evidence, max(o.log_evidence for o in deciding))
+            evidence = max(evidence, max(o.log_evidence for o in deciding)) - PRIOR_LOG_ODDS
         out.append(("supergroup", larger, evidence, deciding))
     return out
 
 
-PRECISE_SLOPE = 8.0  # log odds per e-fold of displacement beyond or below the tolerance
-
-
-def _type_of(search: _Search, members: Members) -> tuple[GroupType, np.ndarray]:
+def _arrays_of(members: Members) -> tuple[Int[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3"]]:
+    """Rotations and exact translations of a group."""
     rotations = np.array([operation.rotation for operation, _ in members.values()])
-    translations = exact_translations(rotations, np.array([operation.translation for operation, _ in members.values()]))
-    return group_type(search.spectrum.lattice, rotations, translations), translations
+    return rotations, exact_translations(rotations, np.array([operation.translation for operation, _ in members.values()]))
 
 
 def find_symmetry(
@@ -357,21 +367,23 @@ def find_symmetry(
         if key_of(operation.rotation) not in members:
             best.setdefault(key_of(operation.rotation), operation)
     rejected = sorted(best.values(), key=lambda o: o.residual)
-    group, translations = _type_of(search, members)
+    rotations, translations = _arrays_of(members)
+    group = group_type(spectrum.lattice, rotations, translations)
     held = tuple(
         replace(operation, translation=translation) for (operation, _), translation in zip(members.values(), translations, strict=True)
     )
     runners = _runners_up(search, members, subgroups, rejected)
-    weights = np.array([0.0] + [-evidence for *_, evidence, _ in runners])
+    weights = np.array([0.0] + [-evidence for *_, evidence, _ in runners]) / TEMPERATURE
     probabilities = np.exp(weights - np.logaddexp.reduce(weights))
     named = [("found", members, 0.0, [o for o in held[1:]] or [held[0]]), *runners]
     candidates = []
     for (relation, group_members, evidence, deciding), probability in zip(named, probabilities, strict=True):
-        kind = group if relation == "found" else _type_of(search, group_members)[0]
+        is_found = relation == "found"
+        number, symbol = (group.number, group.symbol) if is_found else type_numbers(spectrum.lattice, *_arrays_of(group_members))
         candidates.append(
             Candidate(
-                kind.number,
-                kind.symbol,
+                number,
+                symbol,
                 relation,
                 len(group_members),
                 evidence,

@@ -11,7 +11,16 @@ from jaxtyping import Bool, Float, Int
 
 from matminer_ed3d._spglib import call_spglib
 
-__all__ = ["GroupType", "exact_translations", "group_type", "key_of", "maximal_subgroups", "multiplication_table", "periodic_distance"]
+__all__ = [
+    "GroupType",
+    "exact_translations",
+    "group_type",
+    "key_of",
+    "maximal_subgroups",
+    "multiplication_table",
+    "periodic_distance",
+    "type_numbers",
+]
 
 TYPING_SYMPREC = 1e-3  # Å; the operations that are typed are exact
 N_TYPING_ORBITS = 3
@@ -46,6 +55,14 @@ def exact_translations(rotations: Int[np.ndarray, "n 3 3"], translations: Float[
     return (translations + nearest.mean(axis=1)) % 1.0
 
 
+def _each_once(sets: Bool[np.ndarray, "n_sets n"]) -> Bool[np.ndarray, "m_sets n"]:
+    """Leave out rows that came before; a point group has at most 48 members, so a row is a number of 64 bits."""
+    packed = np.zeros((len(sets), 8), np.uint8)
+    bits = np.packbits(sets, axis=1)
+    packed[:, : bits.shape[1]] = bits
+    return sets[np.unique(packed.view(np.uint64).ravel(), return_index=True)[1]]
+
+
 def _closures(sets: Bool[np.ndarray, "n_sets n"], table: Int[np.ndarray, "n n"]) -> Bool[np.ndarray, "m_sets n"]:
     """Close sets of members (rows) under multiplication, all at once; each group once."""
     while True:
@@ -54,7 +71,7 @@ def _closures(sets: Bool[np.ndarray, "n_sets n"], table: Int[np.ndarray, "n n"])
             chosen = np.flatnonzero(sets[:, member])
             if len(chosen):
                 made[np.ix_(chosen, products)] |= sets[chosen]
-        made = np.unique(made, axis=0)
+        made = _each_once(made)
         if made.shape == sets.shape and (made == sets).all():
             return made
         sets = made
@@ -68,7 +85,7 @@ def _maximal_subgroups(keys: tuple[bytes, ...]) -> tuple[tuple[int, ...], ...]:
     subgroups = cyclic
     for _ in range(N_GENERATORS - 1):
         joined = (subgroups[:, None] | cyclic[None]).reshape(-1, len(keys))
-        subgroups = _closures(np.unique(joined, axis=0), table)
+        subgroups = _closures(_each_once(joined), table)
     proper = subgroups[subgroups.sum(axis=1) < len(keys)]
     contained = (proper[:, None] <= proper[None]).all(axis=2) & ~np.eye(len(proper), dtype=bool)
     maximal = proper[~contained.any(axis=1)]
@@ -139,3 +156,20 @@ def group_type(lattice: Float[np.ndarray, "3 3"], rotations: Int[np.ndarray, "n 
                 np.asarray(found.origin_shift, dtype=float),
             )
     raise ValueError(f"spglib gives no name to a group of {len(rotations)} operations; this is a defect of this package, please report it")
+
+
+def type_numbers(
+    lattice: Float[np.ndarray, "3 3"], rotations: Int[np.ndarray, "n 3 3"], translations: Float[np.ndarray, "n 3"]
+) -> tuple[int, str]:
+    """Number and symbol of a group, by spglib; quicker than :func:`group_type`, without the way to the standard setting."""
+    found: Any = call_spglib(
+        "get_spacegroup_type_from_symmetry",
+        rotations.astype("intc"),
+        translations,
+        lattice=_mean_metric_lattice(lattice, rotations),
+        symprec=TYPING_SYMPREC,
+    )
+    if found is None:
+        named = group_type(lattice, rotations, translations)
+        return named.number, named.symbol
+    return int(found.number), str(found.international_short)

@@ -12,10 +12,18 @@ from jaxtyping import Complex, Float, Int
 from matminer_ed3d.reduction import lattice_rotations
 from matminer_ed3d.symmetry.spectrum import Spectrum
 
-__all__ = ["correlation_peaks", "image_of", "lattice_operations", "metric_distance", "refined_translation", "translation_covariance"]
+__all__ = [
+    "correlation_map",
+    "correlation_peaks",
+    "image_of",
+    "lattice_operations",
+    "metric_distance",
+    "refined_translation",
+    "translation_covariance",
+]
 
 LARGEST_STRAIN = 0.05  # relative; operations beyond are not even looked at
-LEAST_CORRELATION = 0.35  # of the signal
+LEAST_CORRELATION = 0.6  # of the signal; the peaks of operations that hold reach it even between the map's points
 LEAST_OF_BEST = 0.6  # of the highest peak of the same rotation
 MOST_PEAKS = 24  # of one rotation
 N_STEPS = 4  # Newton's method converges from the grid's peak in three or four
@@ -56,10 +64,15 @@ def image_of(spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"], translation: 
     return np.where(rows >= 0, turned, spectrum.coefficients)
 
 
+def correlation_map(spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"]) -> Float[np.ndarray, "nx ny nz"]:
+    """Correlation of a density with its image under one rotation for every translation; `rows` are those of the reflections h W."""
+    weighted = np.where(rows >= 0, spectrum.coefficients.conj() * spectrum.coefficients[rows], 0) * spectrum.weights
+    return spectrum.map_of(weighted.conj())  # C(t) = sum P exp(-2 pi i h.t), and P is that of a real function
+
+
 def correlation_peaks(spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"]) -> Float[np.ndarray, "n_peaks 3"]:
     """Translations at which a density correlates best with its image under one rotation, unrefined, the best first."""
-    weighted = np.where(rows >= 0, spectrum.coefficients.conj() * spectrum.coefficients[rows], 0) * spectrum.weights
-    correlation = spectrum.map_of(weighted.conj())  # C(t) = sum P exp(-2 pi i h.t), and P is that of a real function
+    correlation = correlation_map(spectrum, rows)
     highest = float(correlation.max())
     signal = float((spectrum.weights * spectrum.signal[spectrum.shell]).sum())
     if highest < LEAST_CORRELATION * signal:

@@ -97,14 +97,28 @@ class Spectrum:
 
     def images(self, rotation: Int[np.ndarray, "3 3"]) -> Int[np.ndarray, " n_refl"]:
         """Rows of the reflections ``h @ rotation``; -1 for those outside the sphere (a metric that is only nearly kept)."""
-        image = self.h @ rotation
-        inside = (np.abs(image) <= self.reach).all(axis=1)
-        return np.where(inside, self._place[tuple((image % self._place.shape).T)], -1)
+        i, j, k = (self.h @ rotation).T
+        inside = (np.abs(i) <= self.reach[0]) & (np.abs(j) <= self.reach[1]) & (np.abs(k) <= self.reach[2])
+        nx, ny, nz = self._place.shape
+        return np.where(inside, self._place[i % nx, j % ny, k % nz], -1)
 
     @cached_property
     def half(self) -> Int[np.ndarray, " m_refl"]:
         """Rows of the reflections with l >= 0, among which is one of each Friedel pair."""
         return np.flatnonzero(self.h[:, 2] >= 0)
+
+    @cached_property
+    def half_weights(self) -> Float[np.ndarray, " m_refl"]:
+        """What the reflections of `half` count, so that a sum over them is one over all: 2, or 1 where the mate is there too."""
+        return np.where(self.h[self.half, 2] > 0, 2.0, 1.0)
+
+    def phases(self, positions: Float[np.ndarray, "n 3"]) -> Complex[np.ndarray, "n m_refl"]:
+        """exp(2 pi i h.x) of the reflections of `half`, one axis at a time."""
+        product = np.ones((len(positions), len(self.half)), complex)
+        for axis, reach in enumerate(self.reach):
+            along = np.exp(2j * np.pi * np.outer(positions[:, axis], np.arange(-reach, reach + 1)))
+            product *= along[:, self.h[self.half, axis] + reach]
+        return product
 
     @cached_property
     def _places_in_map(self) -> tuple[np.ndarray, ...]:
@@ -144,8 +158,7 @@ def spectrum_of(density: Density, channel: str = "total", d_min: float | None = 
         wanted = FINEST_NOISY if noise > 0 else FINEST_SEARCHED
         d_min = max(finest, min(wanted, (4 / 3 * np.pi * density.volume / LEAST_REFLECTIONS) ** (1 / 3)))
     h, coefficients = band_limited_coefficients(density, channel, d_min)
-    kept = (h != 0).any(axis=1)
-    h, coefficients = h[kept], coefficients[kept]
+    h, coefficients = h[1:], coefficients[1:]  # without F(0), which comes first
     power = float((np.abs(coefficients) ** 2).sum())
     if not power > (1e-9 * max(abs(float(density.channel(channel).mean())), 1e-30)) ** 2:
         raise ValueError("the density is constant, so that it has every symmetry; is it the right channel?")

@@ -283,3 +283,13 @@ def test_the_generator_runs_as_a_script(tmp_path):
     subprocess.run([sys.executable, str(script)], check=True)
     written = tmp_path / "matminer_ed3d" / "data" / "extinction_groups.json"
     assert written.read_text(encoding="utf-8") == (Path(labels.__file__).parent / "data" / written.name).read_text(encoding="utf-8")
+
+
+def test_rotation_orders_are_those_of_the_trace():
+    fourfold, sixfold = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), np.array([[1, -1, 0], [1, 0, 0], [0, 0, 1]])
+    assert [labels.rotation_order(np.linalg.matrix_power(fourfold, n)) for n in range(4)] == [1, 4, 2, 4]
+    assert [labels.rotation_order(np.linalg.matrix_power(sixfold, n)) for n in range(6)] == [1, 6, 3, 2, 3, 6]
+    assert [labels.rotation_order(-np.linalg.matrix_power(sixfold, n)) for n in range(6)] == [-1, -6, -3, -2, -3, -6]
+    for wrong in (np.zeros((3, 3), int), np.diag([2, 1, 1]), np.array([[2, 1, 0], [1, 1, 0], [0, 0, 1]])):
+        with pytest.raises(ValueError, match="crystallographic rotation"):
+            labels.rotation_order(wrong)

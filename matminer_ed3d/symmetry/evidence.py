@@ -3,7 +3,7 @@
 The difference d(x) = rho(W x + t) - rho(x) is looked at in two ways.
 
 - *Near every point* the power of d is compared with that of the gradient of rho. An atom displaced by u makes d = -u.grad(rho), so
-  sqrt(3 <d^2> / <|grad rho|^2>) in a window is a displacement in Å, whatever the atom weighs; and the projection of d on rho itself at
+  ``sqrt(3 <d^2> / <|grad rho|^2>)`` in a window is a displacement in Å, whatever the atom weighs; and the projection of d on rho itself at
   the atoms tells a difference in scattering (another element, another occupancy). Only what exceeds the noise counts.
 - *Over all atoms*, where noise hides single ones, matched filters estimate each atom's displacement and scattering difference, and the
   logarithm of the ratio of two likelihoods weighs "broken" against "holds": their amplitudes are unknown, and both hypotheses are
@@ -25,7 +25,7 @@ from scipy.stats import chi2
 from matminer_ed3d.symmetry import operations
 from matminer_ed3d.symmetry.spectrum import Spectrum
 
-__all__ = ["Evidence", "Operation"]
+__all__ = ["Evidence", "Operation", "Traces"]
 
 WINDOW = 0.35  # Å; sigma of the Gaussian window: an atom, and not its neighbours
 FLOOR = 1e-5  # of the largest mean squared gradient; where the density is flatter, nothing can be displaced
@@ -47,6 +47,8 @@ SCATTERING_HELD = np.array([0, 1e-3, 3e-3, 5e-3]), np.log([0.97, 0.015, 0.006, 0
 SCATTERING_BROKEN = np.array([0.006, 0.01, 0.02, 0.04, 0.08, 0.16, 0.3, 0.6, 1.0])
 POWER_HELD = np.sqrt([0, 1e-6, 1e-5, 1e-4]), np.log([0.95, 0.03, 0.015, 0.003])  # of the amplitude of a reflection
 POWER_BROKEN = np.logspace(-2, 0, 9)
+FIXED = 0.3  # Å; an operation that moves an atom by less leaves it in its place
+LEAST_FREEDOM = 1e-6
 NO_NOISE = 1e-6  # of the density's power
 NO_AMPLITUDE = 3e-4  # what is below is nothing, Å or relative
 
@@ -83,6 +85,38 @@ class Operation:
     translation_uncertainty: float
 
 
+@dataclass(frozen=True, eq=False)
+class Traces:
+    """Traces, or degrees of freedom, of the three kinds of numbers that the odds look at.
+
+    Parameters
+    ----------
+    shells : (n_shells,) float
+        Coefficients of each resolution shell.
+    scattering, displacements : (n_peaks,) float
+        Of each atom: 1 and 3 for the identity.
+    """
+
+    shells: Float[np.ndarray, " n_shells"]
+    scattering: Float[np.ndarray, " n_peaks"]
+    displacements: Float[np.ndarray, " n_peaks"]
+
+    def __sub__(self, other: Traces) -> Traces:
+        return Traces(self.shells - other.shells, self.scattering - other.scattering, self.displacements - other.displacements)
+
+    def __rmul__(self, factor: float) -> Traces:
+        return Traces(factor * self.shells, factor * self.scattering, factor * self.displacements)
+
+    @staticmethod
+    def mean(traces: list[Traces]) -> Traces:
+        """Mean over the members of a group."""
+        return Traces(
+            np.mean([t.shells for t in traces], axis=0),
+            np.mean([t.scattering for t in traces], axis=0),
+            np.mean([t.displacements for t in traces], axis=0),
+        )
+
+
 def _log_odds(
     power: Float[np.ndarray, " n_bins"],
     degrees: Float[np.ndarray, " n_bins"],
@@ -92,6 +126,10 @@ def _log_odds(
     broken: np.ndarray,
 ) -> float:
     """Log of p(power | broken) / p(power | holds); an amplitude tau adds tau^2 * scale to the variance of each degree of freedom."""
+    free = degrees > LEAST_FREEDOM
+    if not free.any():
+        return 0.0
+    power, degrees, variance, scale = power[free], degrees[free], variance[free], scale[free]
 
     def log_likelihood(amplitudes: np.ndarray) -> np.ndarray:
         added = amplitudes[:, None] ** 2 * scale
@@ -154,8 +192,8 @@ class Evidence:
     # Atoms
 
     @cached_property
-    def _peaks(self) -> tuple[np.ndarray, np.ndarray, float, float]:
-        """Filters of the peaks (n_peaks, m_refl) for the reflections of `half`, heights, and norms for scattering and displacement."""
+    def _peaks(self) -> tuple[np.ndarray, np.ndarray, float, float, np.ndarray]:
+        """Filters (n_peaks, m_refl) of the peaks for the reflections of `half`, heights, norms for scattering and displacement, places."""
         spectrum = self.spectrum
         profile = np.sqrt(spectrum.signal[spectrum.shell])
         profile = profile / profile.max()
@@ -182,11 +220,11 @@ class Evidence:
             positions = positions + step @ to_frac
         filters = spectrum.phases(positions) * weighted
         heights = (filters @ spectrum.coefficients[half]).real / norm
-        return filters, np.maximum(heights, 1e-3 * heights.max()), norm, steep
+        return filters, np.maximum(heights, 1e-3 * heights.max()), norm, steep, positions
 
     def _atoms(self, difference: Complex[np.ndarray, " n_refl"]) -> tuple[np.ndarray, np.ndarray]:
         """Estimate the relative scattering differences (n_peaks,) and the displacements in Å (n_peaks, 3) that make d."""
-        filters, heights, norm, steep = self._peaks
+        filters, heights, norm, steep, _ = self._peaks
         half = self.spectrum.half
         turned = np.column_stack([np.ones(len(half)), 2j * np.pi * self.spectrum.q[half]]) * difference[half, None]
         estimates = (filters @ turned).real / heights[:, None]
@@ -207,40 +245,51 @@ class Evidence:
         spectrum = self.spectrum
         if spectrum.noise * len(spectrum.h) > NO_NOISE * float((np.abs(spectrum.coefficients) ** 2).sum()):
             return False
-        _, heights, _, steep = self._peaks
+        _, heights, _, steep, _ = self._peaks
         return bool(np.sqrt(spectrum.noise / steep) / heights.min() < self.symprec / 3)
 
     # Odds
 
-    def log_odds(self, difference: Complex[np.ndarray, " n_refl"], share: float, n_averaged: int) -> float:
+    def traces(self, rotation: Int[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]) -> Traces:
+        """Traces of an operation, as it acts on coefficients, scattering differences and displacements; their means over a group are
+        the numbers of degrees of freedom that the group leaves.
+        """
+        spectrum = self.spectrum
+        stays = spectrum.images(rotation) == np.arange(len(spectrum.h))
+        waves = np.where(stays, np.cos(2 * np.pi * (spectrum.h @ translation)), 0.0)
+        positions = self._peaks[4]
+        moved = (positions @ rotation.T + translation - positions + 0.5) % 1.0 - 0.5
+        fixed = (np.linalg.norm(moved @ spectrum.lattice, axis=1) < FIXED).astype(float)
+        return Traces(spectrum.per_shell(waves), fixed, fixed * float(np.trace(rotation)))
+
+    def log_odds(self, difference: Complex[np.ndarray, " n_refl"], degrees: Traces, n_averaged: int) -> float:
         """Log odds of "broken" against "holds" that a difference d gives.
 
         Parameters
         ----------
         difference : (n_refl,) complex
             The mean over the images under a group minus the mean over those under a larger one.
-        share : float
-            Of all degrees of freedom, those in which noise can make such a difference: 1/n of the smaller group minus that of the larger.
+        degrees : Traces
+            Degrees of freedom in which noise can make such a difference: those that the smaller group leaves minus those of the larger.
         n_averaged : int
             Order of the smaller group.
         """
         spectrum = self.spectrum
-        bins = spectrum.shell_counts * share
         power = spectrum.per_shell(np.abs(difference) ** 2)
-        variance = np.full(len(bins), spectrum.noise)
-        odds = [_log_odds(power, bins, variance, spectrum.signal * n_averaged, POWER_HELD, POWER_BROKEN)]
-        _, heights, norm, steep = self._peaks
+        variance = np.full(len(power), spectrum.noise)
+        odds = [_log_odds(power, degrees.shells, variance, spectrum.signal * n_averaged, POWER_HELD, POWER_BROKEN)]
+        _, heights, norm, steep, _ = self._peaks
         scattering, displaced = self._atoms(difference)
         group = np.minimum(np.log2(heights.max() / heights).astype(int), 6)  # atoms that are known about equally well
         group = np.unique(group, return_inverse=True)[1].ravel()
         counts = np.bincount(group).astype(float)
-        for n, values, width, held, broken in (
-            (1, scattering**2, norm, SCATTERING_HELD, SCATTERING_BROKEN),
-            (3, (displaced**2).sum(axis=1), steep, DISPLACED_HELD, DISPLACED_BROKEN),
+        for freedom, values, width, held, broken in (
+            (degrees.scattering, scattering**2, norm, SCATTERING_HELD, SCATTERING_BROKEN),
+            (degrees.displacements, (displaced**2).sum(axis=1), steep, DISPLACED_HELD, DISPLACED_BROKEN),
         ):
             variance = np.bincount(group, spectrum.noise / width / heights**2) / counts + n_averaged * NO_AMPLITUDE**2
             scale = np.full(len(counts), float(n_averaged))
-            odds.append(_log_odds(np.bincount(group, values), n * counts * share, variance, scale, held, broken))
+            odds.append(_log_odds(np.bincount(group, values), np.bincount(group, freedom), variance, scale, held, broken))
         return float(logsumexp(odds) - np.log(len(odds)))
 
     def test(
@@ -263,10 +312,14 @@ class Evidence:
             residual=broken / (2 * power),
             displacement=self.displacement(difference),
             scattering_difference=self.scattering_difference(difference),
-            log_evidence=0.0 if self.is_precise else self.log_odds(difference / 2, 0.5, 1),
+            log_evidence=0.0 if self.is_precise else self.log_odds(difference / 2, self._halves(rotation, translation), 1),
             translation_uncertainty=self._translation_uncertainty,
         )
         return operation, image
+
+    def _halves(self, rotation: Int[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]) -> Traces:
+        """Degrees of freedom of half the difference between noise and its image, which has the variance (1 - trace / n) / 2."""
+        return 0.5 * (self.traces(np.eye(3, dtype=np.int64), np.zeros(3)) - self.traces(rotation, translation))
 
     @cached_property
     def _gradient_power(self) -> float:

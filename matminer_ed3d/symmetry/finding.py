@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 
 from matminer_ed3d import labels
 from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
 from matminer_ed3d.reduction import PRIMES, sublattice_directions
 from matminer_ed3d.symmetry import operations
-from matminer_ed3d.symmetry.evidence import Evidence, Operation
+from matminer_ed3d.symmetry.evidence import Evidence, Operation, Traces
 from matminer_ed3d.symmetry.groups import (
     GroupType,
     exact_translations,
@@ -31,10 +31,11 @@ DEFAULT_SYMPREC = 0.01
 DISPLACEMENT_PER_SYMPREC = 0.95  # spglib fixes the translation on one atom; here it is the best one for all
 LARGEST_SCATTERING_DIFFERENCE = 0.0085  # neighbours in the periodic table differ by at least 0.0102
 LENIENCE = 3.0  # for the largest displacement where there is noise, and the odds decide beside it
-PRIOR_LOG_ODDS = 6.0  # of "holds": of the operations that the data do not contradict, one in some hundred is broken by less than shows
-PRIOR_LOG_ODDS_OF_TRANSLATION = 2.0  # ordered superstructures are more common than cells given too large
+PRIOR_LOG_ODDS = 4.0  # of "holds": of the operations that the data do not contradict, one in some hundred is broken by less than shows
+PRIOR_LOG_ODDS_OF_TRANSLATION = 1.0  # ordered superstructures are more common than cells given too large
 TEMPERATURE = 1.0  # by which log weights of candidates are divided; fitted on answers that were known
 PRECISE_SLOPE = 8.0  # log odds per e-fold of displacement beyond or below the tolerance
+MEANS_ARE_KNOWN_TO = 0.1  # of the spacing: means over voxels that do not repeat under a symmetry hide displacements below
 CLOSING_DISTANCE = 0.4  # Å; translations of one rotation that agree within it are the same operation, seen through noise
 TRANSLATION_SHARE = 0.02  # of the power that may contradict a translation for it to be looked at
 N_RUNNERS_UP = 6
@@ -156,7 +157,7 @@ class _Search:
 
     def holds(self, operation: Operation, prior: float = PRIOR_LOG_ODDS) -> bool:
         tolerance = DISPLACEMENT_PER_SYMPREC * self.symprec * (1.0 if self.evidence.is_precise else LENIENCE)
-        return (
+        return bool(
             operation.displacement <= tolerance
             and operation.scattering_difference <= LARGEST_SCATTERING_DIFFERENCE
             and operation.log_evidence <= prior
@@ -221,12 +222,15 @@ def _descend(search: _Search, members: Members) -> tuple[Members, list[tuple[tup
     while len(members) > 1:
         entries = list(members.values())
         images = np.array([image for _, image in entries])
-        mean, n = images.mean(axis=0), len(entries)
+        mean = images.mean(axis=0)
+        traces = [search.evidence.traces(operation.rotation, operation.translation) for operation, _ in entries]
+        freedom = Traces.mean(traces)
         odds = []
         for subgroup in maximal_subgroups(np.array([operation.rotation for operation, _ in entries])):
             rows = list(subgroup)
             difference = images[rows].mean(axis=0) - mean
-            odds.append((subgroup, search.evidence.log_odds(difference, 1 / len(rows) - 1 / n, len(rows))))
+            degrees = Traces.mean([traces[i] for i in rows]) - freedom
+            odds.append((subgroup, search.evidence.log_odds(difference, degrees, len(rows))))
         worst = max(odds, key=lambda pair: pair[1])
         if search.evidence.is_precise or worst[1] <= PRIOR_LOG_ODDS:
             return members, odds
@@ -307,7 +311,10 @@ def _runners_up(
             evidence = PRECISE_SLOPE * _margin(deciding, search.symprec)
         else:
             means = [np.mean([image for _, image in group.values()], axis=0) for group in (members, larger)]
-            evidence = search.evidence.log_odds(means[0] - means[1], 1 / len(members) - 1 / len(larger), len(members))
+            left = [
+                Traces.mean([search.evidence.traces(o.rotation, o.translation) for o, _ in group.values()]) for group in (members, larger)
+            ]
+            evidence = search.evidence.log_odds(means[0] - means[1], left[0] - left[1], len(members))
             evidence = max(evidence, max(o.log_evidence for o in deciding)) - PRIOR_LOG_ODDS
         out.append(("supergroup", larger, evidence, deciding))
     return out
@@ -331,6 +338,7 @@ def find_symmetry(
     symprec : float
         Largest displacement in Å that still counts as symmetry, as spglib's. An atom displaced by u makes the difference
         -u.grad(rho); the largest such displacement that an operation's difference can be read as must stay below 0.95 `symprec`.
+        At least a tenth of the grid's spacing for voxel means, which hide what is smaller.
     channel : str
         Whose symmetry is asked for.
     d_min : float, optional
@@ -353,6 +361,8 @@ def find_symmetry(
 
     Where noise is so small that every atom's displacement is known to a third of `symprec`, displacements decide alone; else the odds do.
     """
+    if density.is_voxel_mean:
+        symprec = max(symprec, MEANS_ARE_KNOWN_TO * float(density.grid_spacing.max()))
     spectrum, basis = _primitive(spectrum_of(density, channel, d_min), symprec)
     search = _Search(spectrum, symprec)
     identity = np.eye(3, dtype=np.int64)

@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
+collect_ignore_glob = ["data/*"]  # what made the tables is run by hand, with libraries that no test needs
+
 # Space group, cell (a, b, c in Å; alpha, beta, gamma in degrees), {site label: (element, frac_coords)}: the standard setting of
 # International Tables A, the published positions moved to it where the source has another origin.
 WYCKOFF: dict[str, tuple[int, tuple[float, ...], dict[str, tuple[str, tuple[float, float, float]]]]] = {

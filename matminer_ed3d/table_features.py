@@ -623,31 +623,34 @@ def _results(featurizer: Any, sources: Iterable[NamedSource], n_jobs: int) -> It
         for source in sources:
             yield source, _featurize_one(featurizer, source.source)
         return
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import ProcessPoolExecutor, get_reusable_executor
 
     # As joblib does: the processes share the cores, unless the user has said how many threads there shall be.
     threads = str(max(1, (os.cpu_count() or 1) // n_jobs))
     environment = {name: os.environ.get(name, threads) for name in THREAD_SETTINGS}
 
-    def submit(source: NamedSource, n_workers: int) -> Any:
-        executor = get_reusable_executor(max_workers=n_workers, env=environment)
+    def submit(source: NamedSource) -> Any:
+        executor = get_reusable_executor(max_workers=n_jobs, kill_workers=True, env=environment)
         return executor.submit(_featurize_one, featurizer, source.source)
 
     def alone(source: NamedSource) -> Any:
         """Featurize in a process of its own, to see whether it is this source that kills processes."""
         from matminer_ed3d.featurizers import RowFailure
 
+        executor = ProcessPoolExecutor(1, env=environment)  # its own: to resize one that is broken may wait for ever
         try:
-            return submit(source, 1).result()
+            return executor.submit(_featurize_one, featurizer, source.source).result()
         except BrokenProcessPool:
             return RowFailure.of(RuntimeError("the process that featurized it was killed; was the memory too small?"))
+        finally:
+            executor.shutdown(kill_workers=True)
 
     under_way: deque[tuple[NamedSource, Any]] = deque()
     coming = iter(sources)
     while True:
         while len(under_way) < IN_FLIGHT * n_jobs and (following := next(coming, None)) is not None:
             try:
-                under_way.append((following, submit(following, n_jobs)))
+                under_way.append((following, submit(following)))
             except BrokenProcessPool:
                 under_way.append((following, None))
         if not under_way:

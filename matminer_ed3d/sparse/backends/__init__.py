@@ -1,0 +1,1 @@
+"""Engines of the sparse convolution: the same voxels, weights and results, whatever computes them."""

@@ -14,7 +14,8 @@ from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
 from matminer_ed3d.networks.batching import VoxelBatch, collate
 from matminer_ed3d.networks.crystal_net import CrystalNet
-from matminer_ed3d.networks.symmetry_features import LOW_REACH, N_SYMMETRY_FEATURES, TOLERANCES, low_order_coefficients, symmetry_features
+from matminer_ed3d.networks.reflections import low_order_coefficients
+from matminer_ed3d.networks.symmetry_features import LOW_REACH, N_SYMMETRY_FEATURES, TOLERANCES, symmetry_features
 from matminer_ed3d.reduction import lattice_rotations
 from matminer_ed3d.representations import SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample

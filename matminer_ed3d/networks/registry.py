@@ -31,7 +31,7 @@ def _sparse_paper(n_channels: int, n_outputs: int) -> nn.Module:
 
 
 def _crystal(n_channels: int, n_outputs: int) -> nn.Module:
-    return CrystalNet(n_channels, n_outputs)
+    return CrystalNet(n_channels, n_outputs, operations=False)
 
 
 # family -> architecture -> builder(n_channels, n_outputs)

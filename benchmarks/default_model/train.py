@@ -1,8 +1,8 @@
 """Train the default model on prepared samples: python benchmarks/default_model/train.py mp.parquet FOLDER OUT.safetensors.
 
-FOLDER holds the parts that prepare.py wrote. Rows of the splits ``train`` and ``validation`` are used, and nothing else; a quarter
-of them gets white noise, so that the tolerances of the symmetry features are learned for noisy densities too. Interrupted, it goes on
-from the last epoch when called again.
+FOLDER holds the parts that prepare.py wrote. Rows of the splits ``train`` and ``validation`` are used, and nothing else; some get white
+noise and some are cut at a resolution, so that the tolerances of the symmetry features are learned for such densities too. Interrupted,
+it goes on from the last epoch when called again.
 """
 
 from __future__ import annotations
@@ -15,28 +15,52 @@ import pyarrow.parquet as pq
 
 from matminer_ed3d.datasets import save_train_ids
 from matminer_ed3d.estimators import SparseCNNClassifier
+from matminer_ed3d.invariant_sampling import BLUR
 from matminer_ed3d.representations import SparseTensor
 
 CITATION = "Jain et al., APL Mater. 1, 011002 (2013); structures of the Materials Project, CC BY 4.0"
-NOISE = (0.005, 0.3)  # rms relative to the rms of the density, log-uniform
+NOISE = (0.003, 0.6)  # rms of white noise relative to the rms of the density, log-uniform
+RESOLUTIONS = (1.0, 2.6)  # Å
+SHARES = 0.3, 0.1  # of the samples that get noise, that are cut at a resolution
 
 
-def load(path: Path, rng: np.random.Generator) -> tuple[list[SparseTensor], np.ndarray]:
-    """Samples of one part that may be trained on, and their rows in the table."""
+def damaged(values: np.ndarray, shape: tuple[int, int, int], basis: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Values of all voxels with noise, or cut at a resolution, or as they are; noise goes through the filter of the sampling."""
+    chance = rng.random()
+    if chance >= sum(SHARES):
+        return values
+    lattice = basis * np.array(shape)[:, None]
+    h = np.stack(np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij"), axis=-1)
+    q_squared = ((h @ np.linalg.inv(lattice).T) ** 2).sum(axis=-1)
+    coefficients = np.fft.fftn(values.reshape(shape))
+    if chance < SHARES[0]:
+        resolution = 2 * np.linalg.norm(basis, axis=1).max()
+        inside = np.exp(-0.25 * BLUR * resolution**2 * q_squared) * (q_squared <= resolution**-2)
+        level = np.exp(rng.uniform(*np.log(NOISE)))
+        coefficients += inside * np.fft.fftn(level * rng.normal(size=shape))
+    else:
+        coefficients *= q_squared <= rng.uniform(*RESOLUTIONS) ** -2
+    changed = np.fft.ifftn(coefficients).real
+    changed -= changed.mean()
+    rms = np.sqrt((changed**2).mean())
+    return values if rms < 1e-6 else (changed / rms).astype(np.float32).reshape(values.shape)
+
+
+def load(path: Path) -> tuple[list[SparseTensor], np.ndarray]:
+    """Samples of one part that may be trained on, some of them a second time, damaged; and their rows in the table."""
     part = np.load(path, allow_pickle=False)
     shapes, bases, feats = part["grid_shape"], part["voxel_basis"], part["feats"]
     ends = shapes.prod(axis=1).cumsum()
     samples, rows = [], []
-    for i in np.flatnonzero(np.isin(part["split"], ["train", "validation"])):
+    for i in np.flatnonzero(np.isin(part["split"], ["train", "validation", "random"])):
         shape = tuple(int(n) for n in shapes[i])
         n_voxels = int(np.prod(shape))
         coords = np.stack(np.unravel_index(np.arange(n_voxels), shape), axis=1).astype(np.int32)
-        values = feats[ends[i] - n_voxels : ends[i]]
-        if rng.random() < 0.25:
-            level = np.exp(rng.uniform(*np.log(NOISE)))
-            values = values + (level * rng.normal(size=values.shape)).astype(np.float32)
-        samples.append(SparseTensor(coords, values, ("total",), bases[i], shape))  # type: ignore[arg-type]
-        rows.append(int(part["row"][i]))
+        values, row = feats[ends[i] - n_voxels : ends[i]], int(part["row"][i])
+        other = damaged(values, shape, bases[i], np.random.default_rng([3, row] if row >= 0 else [3, int(i), -row]))
+        for version in (values,) if other is values else (values, other):
+            samples.append(SparseTensor(coords, version, ("total",), bases[i], shape))  # type: ignore[arg-type]
+            rows.append(row)
     return samples, np.array(rows)
 
 
@@ -50,11 +74,10 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=None, help="take only the first so many parts")
     args = parser.parse_args()
     table = pq.read_table(args.structures, columns=["id", "sg_symprec_01"])
-    rng = np.random.default_rng(3)
-    loaded = [load(path, rng) for path in sorted(args.folder.glob("part_*.npz"))[: args.parts]]
+    loaded = [load(path) for path in sorted(args.folder.glob("part_*.npz"))[: args.parts]]
     samples = [sample for part, _ in loaded for sample in part]
     rows = np.concatenate([part_rows for _, part_rows in loaded])
-    numbers = table["sg_symprec_01"].to_numpy()[rows].astype(int)
+    numbers = np.where(rows < 0, -rows, table["sg_symprec_01"].to_numpy()[rows].astype(int))  # minus the group: a random crystal
     classifier = SparseCNNClassifier(
         architecture="crystal",
         cell="reduced",
@@ -86,7 +109,8 @@ def main() -> None:
         citation=CITATION,
         dtype="float16",
     )
-    save_train_ids(args.out.with_suffix("").with_suffix(".train_ids.npz"), [table["id"][int(i)].as_py() for i in rows])
+    seen = [table["id"][int(i)].as_py() for i in np.unique(rows[rows >= 0])]
+    save_train_ids(args.out.with_suffix("").with_suffix(".train_ids.npz"), seen)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 from matminer_ed3d.networks.reflections import gather
 from matminer_ed3d.networks.rotations import Rotations, rotation_table
 
-__all__ = ["N_OPERATION_FEATURES", "SOFTNESS", "TINY", "operation_features", "soft_below"]
+__all__ = ["KINDS", "N_OPERATION_FEATURES", "SOFTNESS", "TINY", "operation_features", "soft_below"]
 
 GRID = 16  # translations are searched on a grid of so many points along each axis, with indices below half of it
 N_STEPS = 3
@@ -38,9 +38,18 @@ MOST_TIED = 8
 LEAST_AGREEMENT = 0.3  # of the phases; below, an operation is none
 SHARPNESS = 0.5  # power of the amplitude that weighs a reflection in the search of a translation
 
-# Kinds of operations. Twofold axes and mirrors are told apart by their axis: a higher axis too, or a shorter or longer one across it.
-TWOFOLD, THREEFOLD, FOURFOLD, SIXFOLD, CENTRE, MIRROR, INVERSION_AXES, PAIRS = 0, 6, 9, 13, 19, 20, 29, 32
-N_KINDS = 38
+# Kinds of operations. Twofold axes and mirrors are told apart by their axis: a higher axis too (main), or a shorter or longer one across
+# it; a twofold axis is looked at once more together with the plane across it. Glides are axial (a) or not (n).
+_AXES = ("main", "short", "long")
+KINDS = (
+    *(f"{screw} {axis}" for axis in _AXES for screw in ("2", "2_1")),
+    *("3", "3_1", "3_2", "4", "4_1", "4_2", "4_3", "6", "6_1", "6_2", "6_3", "6_4", "6_5", "-1"),
+    *(f"{glide} {axis}" for axis in _AXES for glide in "man"),
+    *("-3", "-4", "-6"),
+    *(f"{screw}/{glide}" for screw in ("2", "2_1") for glide in "man"),
+)
+TWOFOLD, THREEFOLD, FOURFOLD, SIXFOLD, CENTRE = (KINDS.index(name) for name in ("2 main", "3", "4", "6", "-1"))
+MIRROR, INVERSION_AXES, PAIRS = (KINDS.index(name) for name in ("m main", "-3", "2/m"))
 
 
 @cache
@@ -178,7 +187,7 @@ def _compare(densities: _Densities, table: Rotations, sample: Tensor, which: Ten
     kinds = _kinds(table, which[row], axis_class[row], sign, t, densities.lattices[sample[row]])
     # Of translations that fit equally well the one whose kind comes first: none depends on the origin.
     key = kinds * len(kinds) + torch.arange(len(kinds), device=kinds.device)
-    chosen = torch.full_like(which, N_KINDS * len(kinds)).scatter_reduce(0, row, key, "amin") % len(kinds)
+    chosen = torch.full_like(which, len(KINDS) * len(kinds)).scatter_reduce(0, row, key, "amin") % len(kinds)
     t, kind, agreement = t[chosen], kinds[chosen], agreement[chosen]
 
     difference = image * _phases(t, -1) - here  # of the density and its image, at x
@@ -303,10 +312,10 @@ def operation_features(
     kind, values = torch.cat([proper, improper, pair]), torch.cat([of_proper, of_improper, of_proper * of_improper])
     values *= torch.where(table.inverse[which] == which, 1.0, 2.0).repeat(3)[:, None]
     counted = kind >= 0
-    out = torch.zeros(n_samples * N_KINDS, values.shape[1], device=device)
-    out.index_add_(0, sample.repeat(3)[counted] * N_KINDS + kind[counted], values[counted])
+    out = torch.zeros(n_samples * len(KINDS), values.shape[1], device=device)
+    out.index_add_(0, sample.repeat(3)[counted] * len(KINDS) + kind[counted], values[counted])
     return out.view(n_samples, -1)
 
 
-N_OPERATION_FEATURES = N_KINDS * (2 * len(DISPLACEMENTS) + len(DIFFERENCES))
+N_OPERATION_FEATURES = len(KINDS) * (2 * len(DISPLACEMENTS) + len(DIFFERENCES))
 """Columns of :func:`operation_features`."""

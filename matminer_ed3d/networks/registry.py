@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from matminer_ed3d.networks.crystal_net import CrystalNet
+from matminer_ed3d.networks.hierarchical_head import HierarchicalHead
 from matminer_ed3d.networks.pointnet import PointNet
 from matminer_ed3d.networks.sparse_resnet import SparseResNet
 
@@ -41,7 +43,9 @@ ARCHITECTURES: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
 }
 
 
-def build_network(family: str, architecture: str, n_channels: int, n_outputs: int) -> nn.Module:
+def build_network(
+    family: str, architecture: str, n_channels: int, n_outputs: int, space_group_numbers: Sequence[int] | None = None
+) -> nn.Module:
     """Build a network with random weights.
 
     Parameters
@@ -55,6 +59,8 @@ def build_network(family: str, architecture: str, n_channels: int, n_outputs: in
         Densities of each point or voxel.
     n_outputs : int
         Classes, or 1 for a regression.
+    space_group_numbers : sequence of int, optional
+        What the outputs are: the last layer then is a `HierarchicalHead`.
 
     Returns
     -------
@@ -73,4 +79,15 @@ def build_network(family: str, architecture: str, n_channels: int, n_outputs: in
     for name, value in (("n_channels", n_channels), ("n_outputs", n_outputs)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
-    return ARCHITECTURES[family][architecture](n_channels, n_outputs)
+    network = ARCHITECTURES[family][architecture](n_channels, n_outputs)
+    return network if space_group_numbers is None else _with_hierarchy(network, space_group_numbers)
+
+
+def _with_hierarchy(network: nn.Module, space_group_numbers: Sequence[int]) -> nn.Module:
+    """Put a hierarchical head in place of the last linear layer of ``network.head``."""
+    if isinstance(network.head, nn.Linear):
+        network.head = HierarchicalHead(network.head.in_features, space_group_numbers)
+    else:
+        head: Any = network.head
+        head[-1] = HierarchicalHead(head[-1].in_features, space_group_numbers)
+    return network

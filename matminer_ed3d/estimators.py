@@ -46,7 +46,15 @@ AUTO: dict[tuple[str, str], dict[str, Any]] = {
 RESOLVED = {"reduction": "mean", "voxel_basis": "lattice", "max_points": None}
 FITTED = ("module_", "classes_", "target_scale_", "history_", "sample_options_", "header_")
 ROWS_AT_ONCE = 16  # batches whose samples are held at once in a prediction
-RUN_ONLY = ("device", "random_state", "checkpoint_dir", "n_jobs", "verbose")  # parameters of a run, not of what it learned
+RUN_ONLY = (
+    "backend",
+    "device",
+    "devices",
+    "random_state",
+    "checkpoint_dir",
+    "n_jobs",
+    "verbose",
+)  # parameters of a run, not of what it learned
 
 _SHARED_PARAMETERS = """\
     channels : tuple of str
@@ -61,10 +69,11 @@ _SHARED_PARAMETERS = """\
         Keep the densest points up to this many. ``auto``: the paper's cap for ``architecture="paper"``; else 4096 points, and all voxels.
     cell : {"as_given", "reduced"}
         Sample the cell as given, or the density's own primitive Niggli cell.{family_parameters}
-    max_epochs, batch_size, learning_rate, weight_decay, lr_schedule, validation_fraction, early_stopping
+    max_epochs, batch_size, max_points_per_batch, learning_rate, weight_decay, lr_schedule, validation_fraction, early_stopping
         As in :class:`matminer_ed3d.training.TrainingOptions`.
-    augmentations, noise_level, ema_decay, precision, device
-        As there; ``device="auto"`` is a GPU where there is one.
+    augmentations, noise_level, ema_decay, precision, device, devices
+        As there; ``device="auto"`` is a GPU where there is one. With `devices` above 1, `fit` starts processes: a script then needs
+        ``if __name__ == "__main__":``.
     random_state : int, RandomState or None
         An int makes ``fit`` repeatable.
     checkpoint_dir : path or None
@@ -80,7 +89,8 @@ _SHARED_PARAMETERS = """\
     module_ : torch.nn.Module
         The trained network.
     history_ : list of dict
-        One entry per epoch: ``epoch``, ``train_loss``, ``val_loss``, ``val_score``, ``learning_rate``, ``seconds``.
+        One entry per epoch: ``epoch``, ``train_loss``, ``val_loss``, ``val_score``, ``learning_rate``, ``seconds``,
+        ``samples_per_second``, ``points_per_second``.
     sample_options_ : SampleOptions
         How ``fit`` made its samples, and ``predict`` makes them. Ready samples must be made so: what their voxels show to be made
         in another way is refused.
@@ -90,10 +100,17 @@ _VOXEL_PARAMETERS = """
         Voxels along the lattice, whose neighbours wrap round the cell, or the paper's cubes in open space. ``auto``: ``cartesian``
         for ``architecture="paper"`` without `d_min`, else ``lattice``.
     multiple_of, d_min, max_voxels, standardize
-        As in :class:`matminer_ed3d.samples.SampleOptions`."""
+        As in :class:`matminer_ed3d.samples.SampleOptions`.
+    backend : {"auto", "torch", "triton", "minkowski", "spconv"}
+        What computes the sparse convolutions; the weights are the same for all."""
 _CLASSIFIER_PARAMETERS = """
     class_weight : dict, "balanced" or None
-        Weight of each class in the loss, times `sample_weight`."""
+        Weight of each class in the loss, times `sample_weight`.
+    class_balance, label_smoothing : float
+        As in :class:`matminer_ed3d.training.TrainingOptions`.
+    hierarchical : bool
+        Teach crystal system, extinction group and space group at once (:mod:`matminer_ed3d.networks.hierarchical_head`). The labels
+        must then be space group numbers."""
 _REGRESSOR_PARAMETERS = """
     loss : {"squared_error", "absolute_error"}
         What to minimise; targets are scaled to mean 0 and standard deviation 1 inside."""
@@ -140,6 +157,7 @@ class _Estimator(BaseEstimator):
     cell: str
     max_epochs: int
     batch_size: int
+    max_points_per_batch: int | None
     learning_rate: float
     weight_decay: float
     lr_schedule: str
@@ -150,6 +168,7 @@ class _Estimator(BaseEstimator):
     ema_decay: float | None
     precision: str
     device: str
+    devices: int
     random_state: Any
     checkpoint_dir: str | os.PathLike[str] | None
     n_jobs: int | None
@@ -285,7 +304,14 @@ class _Estimator(BaseEstimator):
             numbers = np.arange(start, min(start + step, len(rows)))
             samples = self._samples(rows[start : start + step], rng=None, row_numbers=numbers)
             outputs.append(
-                training.network_outputs(self.module_, samples, batch_size=self.batch_size, device=self.device, precision=self.precision)
+                training.network_outputs(
+                    self.module_,
+                    samples,
+                    batch_size=self.batch_size,
+                    max_points_per_batch=self.max_points_per_batch,
+                    device=self.device,
+                    precision=self.precision,
+                )
             )
         return np.concatenate(outputs).astype(np.float64)
 
@@ -333,12 +359,19 @@ class _Estimator(BaseEstimator):
     def _build_network(self, seed: int) -> Any:
         from matminer_ed3d import training
         from matminer_ed3d.networks.registry import build_network
+        from matminer_ed3d.sparse.convolution import set_backend
 
-        channels, outputs = len(self.sample_options_.channels), self._n_outputs()
-        return training.seeded_network(lambda: build_network(self.family, self.architecture, channels, outputs), seed)
+        channels, outputs, numbers = len(self.sample_options_.channels), self._n_outputs(), self._space_group_numbers()
+        network = training.seeded_network(lambda: build_network(self.family, self.architecture, channels, outputs, numbers), seed)
+        set_backend(network, getattr(self, "backend", "auto"))
+        return network
 
     def _n_outputs(self) -> int:
         raise NotImplementedError
+
+    def _space_group_numbers(self) -> list[int] | None:
+        """Return what the outputs of a hierarchical classifier are; None for all others."""
+        return None
 
     def _restore_targets(self, header: Mapping[str, Any]) -> None:
         raise NotImplementedError
@@ -368,6 +401,9 @@ class _Estimator(BaseEstimator):
 
 class _Classifier(ClassifierMixin, _Estimator):
     class_weight: Mapping[Any, float] | str | None
+    class_balance: float
+    label_smoothing: float
+    hierarchical: bool
     classes_: np.ndarray
 
     def fit(self: Estimator, X: Any, y: Any, sample_weight: Any = None) -> Estimator:
@@ -421,6 +457,14 @@ class _Classifier(ClassifierMixin, _Estimator):
 
     def _n_outputs(self) -> int:
         return len(self.classes_)
+
+    def _space_group_numbers(self) -> list[int] | None:
+        if not self.hierarchical:
+            return None
+        classes = self.classes_.tolist()
+        if not all(type(n) is int and 1 <= n <= 230 for n in classes):
+            raise ValueError(f"`hierarchical` needs space group numbers (1 to 230) as labels, got {classes[:5]}")
+        return classes
 
     def _restore_targets(self, header: Mapping[str, Any]) -> None:
         self.classes_ = np.array(header["classes"])
@@ -493,6 +537,7 @@ class _SparseCNN(_Estimator):
     d_min: float | None
     max_voxels: int | None
     standardize: bool
+    backend: str
 
 
 @_with_parameters
@@ -523,6 +568,7 @@ class PointNetClassifier(_Classifier, _PointNet):
         cell: str = "as_given",
         max_epochs: int = 30,
         batch_size: int = 32,
+        max_points_per_batch: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         lr_schedule: str = "cosine",
@@ -533,11 +579,15 @@ class PointNetClassifier(_Classifier, _PointNet):
         ema_decay: float | None = None,
         precision: str = "float32",
         device: str = "auto",
+        devices: int = 1,
         random_state: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         n_jobs: int | None = 1,
         verbose: int = 0,
         class_weight: Mapping[Any, float] | str | None = None,
+        class_balance: float = 0.0,
+        label_smoothing: float = 0.0,
+        hierarchical: bool = False,
     ) -> None:
         self._store(locals())
 
@@ -570,6 +620,7 @@ class PointNetRegressor(_Regressor, _PointNet):
         cell: str = "as_given",
         max_epochs: int = 30,
         batch_size: int = 32,
+        max_points_per_batch: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         lr_schedule: str = "cosine",
@@ -580,6 +631,7 @@ class PointNetRegressor(_Regressor, _PointNet):
         ema_decay: float | None = None,
         precision: str = "float32",
         device: str = "auto",
+        devices: int = 1,
         random_state: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         n_jobs: int | None = 1,
@@ -623,6 +675,7 @@ class SparseCNNClassifier(_Classifier, _SparseCNN):
         standardize: bool = False,
         max_epochs: int = 30,
         batch_size: int = 32,
+        max_points_per_batch: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         lr_schedule: str = "cosine",
@@ -633,11 +686,16 @@ class SparseCNNClassifier(_Classifier, _SparseCNN):
         ema_decay: float | None = None,
         precision: str = "float32",
         device: str = "auto",
+        devices: int = 1,
+        backend: str = "auto",
         random_state: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         n_jobs: int | None = 1,
         verbose: int = 0,
         class_weight: Mapping[Any, float] | str | None = None,
+        class_balance: float = 0.0,
+        label_smoothing: float = 0.0,
+        hierarchical: bool = False,
     ) -> None:
         self._store(locals())
 
@@ -676,6 +734,7 @@ class SparseCNNRegressor(_Regressor, _SparseCNN):
         standardize: bool = False,
         max_epochs: int = 30,
         batch_size: int = 32,
+        max_points_per_batch: int | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
         lr_schedule: str = "cosine",
@@ -686,6 +745,8 @@ class SparseCNNRegressor(_Regressor, _SparseCNN):
         ema_decay: float | None = None,
         precision: str = "float32",
         device: str = "auto",
+        devices: int = 1,
+        backend: str = "auto",
         random_state: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         n_jobs: int | None = 1,

@@ -13,7 +13,7 @@ from matminer_ed3d import datasets, labels
 from matminer_ed3d.conditions import ROW_ERRORS, describe_error
 from matminer_ed3d.prediction import TARGET_NAMES, train_ids_path
 
-__all__ = ["CRYSTAL_SAMPLES", "TrainingRows", "build_estimator", "train_on_table", "training_rows"]
+__all__ = ["CRYSTAL_SAMPLES", "TrainingRows", "build_estimator", "cached_samples", "train_on_table", "training_rows"]
 
 # The shipped model's preprocessing: what the architecture `crystal` is made for.
 CRYSTAL_SAMPLES = {"cell": "reduced", "d_min": 1.0, "voxel_size": 0.5, "max_voxels": 2048, "threshold": -100.0, "standardize": True}
@@ -139,7 +139,44 @@ def build_estimator(family: str, *, regression: bool, **parameters: Any) -> Any:
     return estimator.set_params(**given)
 
 
-def train_on_table(estimator: Any, rows: TrainingRows, target: str, out: str | os.PathLike[str], *, data: Any, protocol: Any) -> None:
+def cached_samples(estimator: Any, structures: list[Any], cache: str | os.PathLike[str]) -> list[Any]:
+    """Make the samples that an estimator trains on once: they are kept in `cache`, and read from there in every later run.
+
+    Parameters
+    ----------
+    estimator : classifier or regressor
+        Its parameters say what a sample is; an int as `random_state` where points are drawn at random.
+    structures : list of Structure
+        Or of anything that a featurizer takes.
+    cache : path
+        A folder, of :class:`matminer_ed3d.cache.DiskCache`; that of the featurizer with the same parameters can be shared.
+
+    Returns
+    -------
+    list of PointCloud or SparseTensor
+        To be given to ``fit`` in place of the structures. Random points are drawn from `random_state` itself for every row, and so
+        differ from those that ``fit`` would draw.
+    """
+    from matminer_ed3d.featurizers import DensityPointCloud, DensitySparseTensor
+
+    options = estimator._sample_options()
+    kind = DensityPointCloud if options.kind == "points" else DensitySparseTensor
+    featurizer = kind(random_state=estimator.random_state, n_jobs=estimator.n_jobs, cache=cache)
+    taken = featurizer.get_params()
+    featurizer.set_params(**{name: value for name, value in options.as_dict().items() if name in taken})
+    return [sample for (sample,) in featurizer.featurize_many(structures, pbar=False)]
+
+
+def train_on_table(
+    estimator: Any,
+    rows: TrainingRows,
+    target: str,
+    out: str | os.PathLike[str],
+    *,
+    data: Any,
+    protocol: Any,
+    cache: str | os.PathLike[str] | None = None,
+) -> None:
     """Fit an estimator and write its weights, and beside them the list of the ids it has seen.
 
     Parameters
@@ -154,6 +191,8 @@ def train_on_table(estimator: Any, rows: TrainingRows, target: str, out: str | o
         Ends in ``.safetensors``.
     data, protocol : JSON
         Written into the header.
+    cache : path, optional
+        Keep the samples in this folder, and look there first (:func:`cached_samples`).
 
     Raises
     ------
@@ -164,6 +203,6 @@ def train_on_table(estimator: Any, rows: TrainingRows, target: str, out: str | o
         raise ValueError(f"`out` must end in .safetensors, got {os.fspath(out)!r}")
     for row_id, reason in rows.failed:
         print(f"{row_id}: left out: {reason}", file=sys.stderr)
-    estimator.fit(rows.structures, rows.targets)
+    estimator.fit(rows.structures if cache is None else cached_samples(estimator, rows.structures, cache), rows.targets)
     estimator.save(out, target=TARGET_NAMES.get(target), data=data, protocol=protocol)
     datasets.save_train_ids(train_ids_path(out), rows.ids)

@@ -61,7 +61,7 @@ def random_rows(per_group: int) -> Iterator[Row]:
     for number in range(1, 231):
         for k in range(per_group):
             rng = np.random.default_rng([SEED_OF_RANDOM_CRYSTALS, number, k])
-            crystal = random_crystal(number, rng, n_special=int(rng.integers(0, 4))).get_primitive_structure()
+            crystal = random_crystal(number, rng, n_special=int(rng.integers(2, 4))).get_primitive_structure()
             numbers = np.array([site.specie.Z for site in crystal])
             yield -number, "random", Atoms.isotropic(crystal.lattice.matrix, crystal.frac_coords, numbers)
 

@@ -22,6 +22,7 @@ SPLITS = ("unseen", "test", "prototype_test", "all")
 COMMAND_ERRORS = (OSError, EOFError, ValueError, TypeError, LookupError, ImportError, ArithmeticError, RuntimeError, MemoryError)
 STATISTICS_REFUSE = ("voxel_size", "voxel_basis", "reduction", "threshold", "max_points", "seed")  # options of `featurize`
 TITLES = {"crystal_system": "crystal system", "extinction_group": "extinction group", "space_group_number": "space group"}
+PARITIES = ("even", "odd", "both", "broken")
 LEAST_SHOWN = 5e-5  # probability of an alternative
 SPEAKING = (OSError, ValueError, TypeError, ImportError)  # their messages need no name of the error before them
 
@@ -124,13 +125,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--limit", type=_positive, metavar="N", help="at most N rows, drawn by the seed")
     train.add_argument("--epochs", type=_positive, default=30, help="default: %(default)s")
     train.add_argument("--batch-size", type=_positive, default=32, help="default: %(default)s")
+    train.add_argument("--max-points-per-batch", type=_positive, metavar="N", help="of a batch, at most (default: no limit)")
     train.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
     train.add_argument("--weight-decay", type=float, metavar="F", help="of AdamW (default: that of the estimator)")
+    train.add_argument("--class-balance", type=float, metavar="F", help="0: classes as often as they are; 1: equally often (default: 0)")
+    train.add_argument("--label-smoothing", type=float, metavar="F", help="of classes (default: 0)")
     train.add_argument("--ema-decay", type=float, metavar="F", help="average the weights (default: no average)")
     train.add_argument("--augment", default="", metavar="A,B", help="augmentations, by name")
     train.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
     train.add_argument("--device", default="auto", help="default: %(default)s")
     train.add_argument("--checkpoint-dir", type=Path, metavar="DIR", help="write the state after each epoch, and resume from it")
+    train.add_argument("--devices", type=_positive, metavar="N", help="GPUs, or processes on the CPU (extra distributed; default: 1)")
+    train.add_argument("--cache", metavar="DIR", help="keep the samples in this folder, and look there first (default: no cache)")
     train.add_argument("--n-jobs", type=int, default=1, help="processes that make samples (default: %(default)s)")
     train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     train.set_defaults(run=_train)
@@ -241,6 +247,8 @@ def _readable(answer: dict[str, Any]) -> str:
         lines.append(f"  they disagree on the {' and the '.join(TITLES[target] for target in evidence['disagrees_on'])}")
     if "operations" in evidence:
         lines += _explained(evidence)
+    if "spin" in evidence:
+        lines += _spin_explained(evidence["spin"])
     return "\n".join(lines)
 
 
@@ -280,6 +288,24 @@ def _explained(evidence: dict[str, Any]) -> list[str]:
             (candidate["scattering_difference"], 9, ".4f"),
         )
         lines.append(f"  {name:<45}" + "".join(_number(*number) for number in numbers) + f"{100 * candidate['probability']:13.2f} %")
+    return lines
+
+
+def _spin_explained(spin: dict[str, Any]) -> list[str]:
+    """The magnetic group, how many operations are of each parity, and those that do not simply hold, a line each."""
+    if "failure" in spin:
+        return [f"  no spin parity: {spin['failure']}"]
+    parities = [operation["parity"] for operation in spin["operations"]]
+    counts = ", ".join(f"{parities.count(parity)} {parity}" for parity in PARITIES if parity in parities)
+    group = f"magnetic space group {spin['bns_number']} (BNS), type {spin['magnetic_type']}" if spin["bns_number"] else "no magnetic group"
+    kind = " (collinear: the moments' axis is not told)" if spin["is_collinear"] else ""
+    lines = [f"  magnetisation: {group}{kind}; operations {counts}"]
+    others = [operation for operation in spin["operations"] if operation["parity"] in ("odd", "broken")]
+    if others:
+        lines.append(f"  {'odd ones need time reversal':<45}{'even res.':>10}{'odd res.':>10}  parity")
+    for operation in others:
+        numbers = _number(operation["even_residual"], 10, ".1e") + _number(operation["odd_residual"], 10, ".1e")
+        lines.append(f"    {_order(operation['order']):>3}  {operation['xyz']:<38}{numbers}  {operation['parity']}")
     return lines
 
 
@@ -367,10 +393,14 @@ def _train(options: argparse.Namespace) -> int:
         ema_decay=options.ema_decay,
         max_epochs=options.epochs,
         batch_size=options.batch_size,
+        max_points_per_batch=options.max_points_per_batch,
+        class_balance=options.class_balance,
+        label_smoothing=options.label_smoothing,
         learning_rate=options.learning_rate,
         augmentations=_names(options.augment),
         precision=options.precision,
         device=options.device,
+        devices=options.devices,
         checkpoint_dir=options.checkpoint_dir,
         n_jobs=options.n_jobs,
         random_state=options.seed,
@@ -386,7 +416,7 @@ def _train(options: argparse.Namespace) -> int:
         "split": "train and validation sides of assign_split" if options.split == "train" else "every row of the table",
         "validation": f"a random share of {estimator.validation_fraction:g} of these rows chose the epoch; no row was scored for a test",
     }
-    table_training.train_on_table(estimator, rows, options.target, options.model_out, data=data, protocol=protocol)
+    table_training.train_on_table(estimator, rows, options.target, options.model_out, data=data, protocol=protocol, cache=options.cache)
     print(f"weights written to {options.model_out}")
     return 0
 

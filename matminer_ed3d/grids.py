@@ -28,6 +28,7 @@ __all__ = [
     "reflections",
     "shift_origin",
     "squared_lengths",
+    "within_sphere",
 ]
 
 GridShape = tuple[int, int, int]
@@ -198,10 +199,22 @@ def band_limit(
     coefficients : (n_refl,) complex
         In the units of `rho`; the Nyquist planes of even grids, whose phase is not defined, are left out.
     """
-    q_squared = squared_lengths(rho.shape, lattice)
-    keep = (q_squared <= d_min**-2 * (1 + 1e-9)) & below_nyquist(rho.shape)
-    h = np.stack([axis[i] for axis, i in zip(_index_axes(rho.shape), np.nonzero(keep), strict=True)], axis=1)
-    return h, fourier_coefficients(rho)[keep] * np.exp(-0.25 * blur * q_squared[keep])
+    h, coefficients = within_sphere(fourier_coefficients(rho), lattice, d_min)
+    return h, coefficients * np.exp(-0.25 * blur * ((h @ np.linalg.inv(lattice).T) ** 2).sum(axis=1)) if blur else coefficients
+
+
+def within_sphere(
+    transform: Complex[np.ndarray, "nx ny nz"], lattice: Float[np.ndarray, "3 3"], d_min: float
+) -> tuple[Int[np.ndarray, "n_refl 3"], Complex[np.ndarray, " n_refl"]]:
+    """Reflections within the sphere of `d_min` (Å) and their coefficients, out of those of :func:`fourier_coefficients`.
+
+    F(0) comes first. The Nyquist planes of even grids, whose phase is not defined, are left out.
+    """
+    shape = transform.shape
+    keep = (squared_lengths(shape, lattice) <= d_min**-2 * (1 + 1e-9)) & below_nyquist(shape)
+    places = np.nonzero(keep)
+    h = np.stack([axis[i] for axis, i in zip(_index_axes(shape), places, strict=True)], axis=1)
+    return h, transform[places]
 
 
 def change_basis(

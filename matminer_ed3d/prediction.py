@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from matminer_ed3d import checkpoints, datasets, labels, sources
-from matminer_ed3d.symmetry import DensitySymmetry, Operation
+from matminer_ed3d.density import Density
+from matminer_ed3d.symmetry import DensitySymmetry, Operation, SpinOperation, spin_parity
 from matminer_ed3d.symmetry_estimators import SymmetryEvidenceClassifier, SymmetryOptions, symmetry_of
 
 __all__ = [
@@ -162,15 +163,20 @@ def _named(target: str, label: Any) -> dict[str, Any]:
     return {target: int(label), target.removesuffix("_number") + "_symbol": symbol(int(label))}
 
 
-def xyz_triplet(operation: Operation) -> str:
-    """Write an operation as International Tables do, such as ``-x+1/2, y, z``; a translation that is no simple fraction in decimals."""
+def xyz_triplet(operation: Operation | SpinOperation) -> str:
+    """Write an operation as International Tables do, such as ``-x+1/2, y, z``; a translation that is no simple fraction in decimals.
+
+    Whole translations are left out, but not of a SpinOperation, whose lattice may be larger.
+    """
+    whole_counts = isinstance(operation, SpinOperation)
     rows = []
     for row, shift in zip(operation.rotation.tolist(), operation.translation.tolist(), strict=True):
         text = "".join(f"{'+' if n > 0 else '-'}{'' if abs(n) == 1 else abs(n)}{axis}" for n, axis in zip(row, "xyz", strict=True) if n)
-        shift = round(shift % 1.0, 4) % 1.0
+        shift = round(shift, 4) if whole_counts else round(shift % 1.0, 4) % 1.0
         fraction = Fraction(shift).limit_denominator(12)
         if shift:
-            text += f"+{fraction}" if abs(fraction - shift) < 2e-4 else f"+{shift:.4f}"
+            number = str(fraction) if abs(fraction - shift) < 2e-4 else f"{shift:.4f}"
+            text += number if number.startswith("-") else f"+{number}"
         rows.append(text.removeprefix("+"))
     return ", ".join(rows)
 
@@ -186,6 +192,36 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "scattering_difference": _finite(operation.scattering_difference),
         "log_evidence": _finite(operation.log_evidence),
         "translation_uncertainty": _finite(operation.translation_uncertainty),
+    }
+
+
+def _spin_answer(density: Density, symmetry: DensitySymmetry) -> dict[str, Any]:
+    """What each operation does to the magnetisation, and the magnetic space group, as JSON values; or why it cannot be told."""
+    try:
+        spin = spin_parity(density, symmetry)
+    except ValueError as error:
+        return {"failure": " ".join(str(error).split())}
+    return {
+        "magnetic_type": spin.magnetic_type,
+        "bns_number": spin.bns_number,
+        "uni_number": spin.uni_number,
+        "is_collinear": spin.is_collinear,
+        "lattice": spin.lattice.tolist(),
+        "basis": spin.basis.tolist(),
+        "noise": spin.noise,
+        "tolerance": spin.tolerance,
+        "operations": [
+            {
+                "xyz": xyz_triplet(operation),
+                "order": labels.rotation_order(operation.rotation),
+                "rotation": operation.rotation.tolist(),
+                "translation": operation.translation.tolist(),
+                "even_residual": operation.even_residual,
+                "odd_residual": operation.odd_residual,
+                "parity": operation.parity,
+            }
+            for operation in spin.operations
+        ],
     }
 
 
@@ -255,7 +291,10 @@ def evidence_answer(symmetry: DensitySymmetry, top: int = 3, explain: bool = Fal
 def _evidence_of(source: Any, answer: dict[str, Any], top: int, symprec: float, explain: bool) -> dict[str, Any]:
     """Evidence of a source that a model has answered, and the targets in which the two differ; or why there is none."""
     try:
-        evidence = evidence_answer(symmetry_of(source, SymmetryOptions(symprec=symprec)), top, explain)
+        symmetry = symmetry_of(source, SymmetryOptions(symprec=symprec))
+        evidence = evidence_answer(symmetry, top, explain)
+        if explain and isinstance(source, Density) and any(name.startswith("diff") for name in source.channels):
+            evidence["spin"] = _spin_answer(source, symmetry)
     except (ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         return {"failure": " ".join(str(error).split()) or type(error).__name__}
     evidence["disagrees_on"] = [target for target in labels.TARGETS if target in answer and answer[target] != evidence[target]]
@@ -284,7 +323,8 @@ def predict_file(
     evidence : bool
         Add the symmetry that the density itself proves, under ``evidence``.
     explain : bool
-        With `evidence`: add its operations and candidates.
+        With `evidence`: add its operations and candidates, and under ``spin``, where the density has a spin channel, which operations
+        keep the magnetisation (``even``), turn it round (``odd``: they hold with time reversal) or do neither (``broken``).
     symprec : float
         Of the evidence, Å.
 

@@ -258,11 +258,12 @@ def find_reduction(
 
 
 def band_limited_coefficients(
-    density: Density, channel: str, d_min: float | None
+    density: Density, channel: str, d_min: float | None, transform: Complex[np.ndarray, "nx ny nz"] | None = None
 ) -> tuple[Int[np.ndarray, "n_refl 3"], Complex[np.ndarray, " n_refl"]]:
     """Fourier coefficients of one channel to `d_min` (Å), or to all that the grid holds in a sphere if None.
 
-    Warns where the grid is too coarse for `d_min`.
+    `transform` is that of the channel (:func:`matminer_ed3d.grids.fourier_coefficients`), where it is known. Warns where the grid is too
+    coarse for `d_min`.
     """
     finest = 2 * float(density.grid_spacing.max())
     if d_min is None:
@@ -273,25 +274,29 @@ def band_limited_coefficients(
             "a finer grid may change the answer",
             stacklevel=2,
         )
-    h, coefficients = grids.band_limit(density.channel(channel), density.lattice, d_min)
+    if transform is None:
+        transform = grids.fourier_coefficients(density.channel(channel))
+    h, coefficients = grids.within_sphere(transform, density.lattice, d_min)
     if density.is_voxel_mean:
         coefficients = coefficients / np.sinc(h / np.array(density.grid_shape)).prod(axis=1)
     return h, coefficients
 
 
-def noise_power(density: Density) -> float:
-    """Power abs(F)^2 that white noise adds to each Fourier coefficient of the total density, read where the grid's resolution ends.
+def noise_power(density: Density, channel: str = "total", transform: Complex[np.ndarray, "nx ny nz"] | None = None) -> float:
+    """Power abs(F)^2 that white noise adds to each Fourier coefficient of a channel, read where the grid's resolution ends.
 
     Beyond the largest sphere that a grid holds there is next to nothing of a crystal. What is there counts as noise if it is white: as
     strong in the outer half as in the inner one, to five standard deviations or `MOST_UNEVEN`. Atoms sharper than the grid fall off, and
-    give 0.
+    give 0. `transform` is that of the channel, where it is known.
     """
     q_squared = grids.squared_lengths(density.grid_shape, density.lattice)
     corner = (q_squared > (2 * density.grid_spacing.max()) ** -2) & grids.below_nyquist(density.grid_shape)
     n_corner = int(np.count_nonzero(corner))
     if n_corner < MIN_CORNER:
         return 0.0
-    power = np.abs(grids.fourier_coefficients(density.channel("total"))[corner]) ** 2
+    if transform is None:
+        transform = grids.fourier_coefficients(density.channel(channel))
+    power = np.abs(transform[corner]) ** 2
     outer = q_squared[corner] > np.median(q_squared[corner])
     means = power[outer].mean(), power[~outer].mean()
     is_white = abs(means[0] - means[1]) <= min(5 * np.sqrt(8 / n_corner), MOST_UNEVEN) * power.mean()

@@ -166,8 +166,8 @@ class SymmetryEvidenceClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     A group that is no candidate (neither the one found, nor a maximal subgroup nor a minimal supergroup) has a share of
-    1e-5 / 230. The most probable class can differ from ``find_symmetry(...).group`` where two candidates of one class together
-    outweigh it.
+    1e-5 / 230. The three targets agree: each answers with what was found, as all subgroups share one prior probability, and so do all
+    supergroups, and together they do not outweigh it; only at a temperature above 1 might they.
     """
 
     def __init__(

@@ -6,14 +6,19 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pymatgen.core.lattice import Lattice
+from pymatgen.core.structure import Structure
 
 from matminer_ed3d import cli, datasets, labels, prediction, table_features
 from matminer_ed3d.estimators import PointNetClassifier, SparseCNNClassifier
+from matminer_ed3d.promolecule import density_from_structure
 from matminer_ed3d.symmetry import Operation
 
 SMALL = ("cubic", "hexagonal", "tetragonal", "orthorhombic", "trigonal")
@@ -149,6 +154,31 @@ def test_explain_lists_operations_and_candidates(capsys, model_path, cif_path):
     assert any(line.split()[:3] == ["136", "P42/mnm", "found"] for line in lines)
     status, _, err = run(capsys, "predict", cif_path, "--model", model_path, "--explain", "--no-evidence")
     assert (status, len(err.splitlines())) == (1, 1)
+
+
+def test_explain_says_what_operations_do_to_the_magnetisation(capsys, tmp_path, chgcar_path):
+    status, out, _ = run(capsys, "predict", chgcar_path, "--model", "evidence", "--explain")
+    assert status == 0
+    assert "magnetic space group 229.140 (BNS), type 1" in out.splitlines()[-1]
+    assert out.endswith("operations 48 even\n")
+    cell = Structure(Lattice.tetragonal(3.0, 6.0), ["Fe", "Fe"], [[0, 0, 0], [0, 0, 0.5]])
+    density = density_from_structure(cell, method="band_limited", d_min=1.0, b_iso=4.0)
+    one = density_from_structure(
+        Structure(cell.lattice, ["Fe"], [[0, 0, 0]]), grid_shape=density.grid_shape, method="band_limited", d_min=1.0
+    )
+    up = one.channel("total")
+    density = replace(density, channels={"total": density.channel("total"), "diff": up - np.roll(up, up.shape[2] // 2, 2)})
+    density.to_file(tmp_path / "CHGCAR")
+    status, out, _ = run(capsys, "predict", tmp_path / "CHGCAR", "--model", "evidence", "--explain", "--json")
+    spin = json.loads(out, parse_constant=pytest.fail)["evidence"]["spin"]
+    assert (status, spin["magnetic_type"], spin["is_collinear"]) == (0, 4, True)
+    assert Counter(operation["parity"] for operation in spin["operations"]) == {"even": 16, "odd": 16, "broken": 64}
+    status, out, _ = run(capsys, "predict", tmp_path / "CHGCAR", "--model", "evidence", "--explain")
+    lines = [line.split() for line in out.splitlines()]
+    assert any(line[:4] == ["1", "x,", "y,", "z+1"] and line[-1] == "odd" for line in lines)
+    assert sum(len(line) > 1 and line[-1] in ("odd", "broken") and line[0] != "magnetisation:" for line in lines) == 80
+    status, out, _ = run(capsys, "predict", tmp_path / "CHGCAR", "--model", "evidence", "--json")
+    assert "spin" not in json.loads(out)
 
 
 def test_a_density_without_evidence_still_has_an_answer(capsys, tmp_path, model_path):

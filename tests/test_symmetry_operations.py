@@ -85,6 +85,6 @@ def test_the_translation_of_a_shifted_crystal_is_found():
         w = rotation.astype(np.int64)
         rows = spectrum.images(w)
         peaks = operations.correlation_peaks(spectrum, rows)
-        refined = [operations.refined_translation(spectrum, rows, peak) for peak in peaks]
+        refined = operations.refined_translations(spectrum, rows, peaks)
         gaps = [np.abs((t - translation + 0.5) % 1.0 - 0.5).max() for t in refined]
         assert min(gaps) < 1e-5

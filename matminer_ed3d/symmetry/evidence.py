@@ -13,17 +13,16 @@ The difference d(x) = rho(W x + t) - rho(x) is looked at in two ways.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import scipy.fft
 from jaxtyping import Complex, Float, Int
-from scipy.special import logsumexp
 from scipy.stats import chi2
 
 from matminer_ed3d.symmetry import operations
-from matminer_ed3d.symmetry.spectrum import Spectrum
+from matminer_ed3d.symmetry.spectrum import Spectrum, local_maxima
 
 __all__ = ["Evidence", "Operation", "Traces"]
 
@@ -135,7 +134,8 @@ def _log_odds(
         added = amplitudes[:, None] ** 2 * scale
         return (-0.5 * degrees * np.log1p(added / variance) + 0.5 * power * (1 / variance - 1 / (variance + added))).sum(axis=1)
 
-    return float(logsumexp(log_likelihood(broken)) - np.log(len(broken)) - logsumexp(log_likelihood(held[0]) + held[1]))
+    of_broken, of_held = np.logaddexp.reduce(log_likelihood(broken)), np.logaddexp.reduce(log_likelihood(held[0]) + held[1])
+    return float(of_broken - np.log(len(broken)) - of_held)
 
 
 class Evidence:
@@ -200,13 +200,8 @@ class Evidence:
         norm, steep = float((profile**2).sum()), float(((2 * np.pi * spectrum.q_length * profile) ** 2).sum()) / 3
         filtered = spectrum.coefficients * profile
         density = spectrum.map_of(filtered)
-        around = density
-        for axis in range(3):
-            around = np.maximum(around, np.maximum(np.roll(around, 1, axis), np.roll(around, -1, axis)))
         limit = max(PEAK_SIGMAS * np.sqrt(spectrum.noise * norm), LEAST_PEAK * float(density.max()))
-        found = np.argwhere((density >= around) & (density > limit))
-        found = found[np.argsort(-density[tuple(found.T)], kind="stable")][:MOST_PEAKS]
-        positions = found / np.array(spectrum.map_shape)
+        positions = local_maxima(density, limit, MOST_PEAKS)
         to_frac = np.linalg.inv(spectrum.lattice)
         half = spectrum.half
         q, weighted = spectrum.q[half], spectrum.half_weights * profile[half]
@@ -224,11 +219,22 @@ class Evidence:
 
     def _atoms(self, difference: Complex[np.ndarray, " n_refl"]) -> tuple[np.ndarray, np.ndarray]:
         """Estimate the relative scattering differences (n_peaks,) and the displacements in Å (n_peaks, 3) that make d."""
-        filters, heights, norm, steep, _ = self._peaks
-        half = self.spectrum.half
-        turned = np.column_stack([np.ones(len(half)), 2j * np.pi * self.spectrum.q[half]]) * difference[half, None]
-        estimates = (filters @ turned).real / heights[:, None]
+        _, heights, norm, steep, _ = self._peaks
+        half = difference[self.spectrum.half]
+        turned = np.empty((2 * len(half), 4))  # real and imaginary parts below each other: only the real part of the sum is wanted
+        turned[: len(half), 0], turned[len(half) :, 0] = half.real, half.imag
+        turned[: len(half), 1:], turned[len(half) :, 1:] = -half.imag[:, None] * self._steps, half.real[:, None] * self._steps
+        estimates = self._real_filters @ turned / heights[:, None]
         return estimates[:, 0] / norm, estimates[:, 1:] / steep
+
+    @cached_property
+    def _steps(self) -> Float[np.ndarray, "m_refl 3"]:
+        return 2 * np.pi * self.spectrum.q[self.spectrum.half]
+
+    @cached_property
+    def _real_filters(self) -> Float[np.ndarray, "n_peaks two_m_refl"]:
+        filters = self._peaks[0]
+        return np.concatenate([filters.real, -filters.imag], axis=1)
 
     def scattering_difference(self, difference: Complex[np.ndarray, " n_refl"]) -> float:
         """Largest relative difference in scattering of a heavy atom and its image, beyond noise and what displacements look like."""
@@ -256,7 +262,8 @@ class Evidence:
         """
         spectrum = self.spectrum
         stays = spectrum.images(rotation) == np.arange(len(spectrum.h))
-        waves = np.where(stays, np.cos(2 * np.pi * (spectrum.h @ translation)), 0.0)
+        waves = np.zeros(len(stays))
+        waves[stays] = np.cos(2 * np.pi * (spectrum.h[stays] @ translation))
         positions = self._peaks[4]
         moved = (positions @ rotation.T + translation - positions + 0.5) % 1.0 - 0.5
         fixed = (np.linalg.norm(moved @ spectrum.lattice, axis=1) < FIXED).astype(float)
@@ -290,32 +297,43 @@ class Evidence:
             variance = np.bincount(group, spectrum.noise / width / heights**2) / counts + n_averaged * NO_AMPLITUDE**2
             scale = np.full(len(counts), float(n_averaged))
             odds.append(_log_odds(np.bincount(group, values), np.bincount(group, freedom), variance, scale, held, broken))
-        return float(logsumexp(odds) - np.log(len(odds)))
+        return float(np.logaddexp.reduce(odds) - np.log(len(odds)))
 
     def test(
         self, rotation: Int[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]
     ) -> tuple[Operation, Complex[np.ndarray, " n_refl"]]:
         """Refine an operation's translation and say how well it holds; also return the coefficients of the image."""
+        rows = self.spectrum.images(rotation)
+        operation, image = self.compared(rotation, operations.refined_translations(self.spectrum, rows, translation[None])[0])
+        return self.examined(operation, image), image
+
+    def compared(
+        self, rotation: Int[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]
+    ) -> tuple[Operation, Complex[np.ndarray, " n_refl"]]:
+        """Residual and mean displacement of an operation, quickly, and the coefficients of the image; `log_evidence` is NaN, or infinite
+        where there is no hope.
+        """
         spectrum = self.spectrum
-        rows = spectrum.images(rotation)
-        translation = operations.refined_translation(spectrum, rows, translation)
-        image = operations.image_of(spectrum, rows, translation)
+        image = operations.image_of(spectrum, spectrum.images(rotation), translation)
         difference = image - spectrum.coefficients
         power = float((np.abs(spectrum.coefficients) ** 2).sum())
         broken = float((np.abs(difference) ** 2).sum())
         mean = float(np.sqrt(3 * max(broken - 2 * spectrum.noise * len(difference), 0.0) / self._gradient_power))
-        if mean > HOPELESS * self.symprec:
-            return Operation(rotation, translation, broken / (2 * power), mean, np.nan, np.inf, self._translation_uncertainty), image
-        operation = Operation(
-            rotation=rotation,
-            translation=translation,
-            residual=broken / (2 * power),
+        log_evidence = np.inf if mean > HOPELESS * self.symprec else np.nan
+        return Operation(rotation, translation, broken / (2 * power), mean, np.nan, log_evidence, self._translation_uncertainty), image
+
+    def examined(self, operation: Operation, image: Complex[np.ndarray, " n_refl"]) -> Operation:
+        """The same operation with its largest displacement, difference in scattering and odds, unless there is no hope."""
+        if not np.isnan(operation.log_evidence):
+            return operation
+        difference = image - self.spectrum.coefficients
+        halves = self._halves(operation.rotation, operation.translation)
+        return replace(
+            operation,
             displacement=self.displacement(difference),
             scattering_difference=self.scattering_difference(difference),
-            log_evidence=0.0 if self.is_precise else self.log_odds(difference / 2, self._halves(rotation, translation), 1),
-            translation_uncertainty=self._translation_uncertainty,
+            log_evidence=0.0 if self.is_precise else self.log_odds(difference / 2, halves, 1),
         )
-        return operation, image
 
     def _halves(self, rotation: Int[np.ndarray, "3 3"], translation: Float[np.ndarray, "3"]) -> Traces:
         """Degrees of freedom of half the difference between noise and its image, which has the variance (1 - trace / n) / 2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,7 @@ TEMPERATURE = 1.0  # by which log weights of candidates are divided; fitted on a
 PRECISE_SLOPE = 8.0  # log odds per e-fold of displacement beyond or below the tolerance
 MEANS_ARE_KNOWN_TO = 0.1  # of the spacing: means over voxels that do not repeat under a symmetry hide displacements below
 CLOSING_DISTANCE = 0.4  # Å; translations of one rotation that agree within it are the same operation, seen through noise
+SAME_PEAK = 0.1  # Å; peaks of a correlation that are nearer are one
 TRANSLATION_SHARE = 0.02  # of the power that may contradict a translation for it to be looked at
 N_RUNNERS_UP = 6
 
@@ -163,24 +165,37 @@ class _Search:
             and operation.log_evidence <= prior
         )
 
-    def test(self, rotation: np.ndarray, translation: np.ndarray, near: float = CLOSING_DISTANCE) -> tuple[Operation, np.ndarray]:
+    def test(self, rotation: np.ndarray, translation: np.ndarray) -> tuple[Operation, np.ndarray]:
         """Test an operation, or return the one that was tested nearby."""
         known = self.tested.setdefault(key_of(rotation), [])
-        for entry in known:
-            if periodic_distance(entry[0].translation, translation, self.spectrum.lattice) <= near:
-                return entry
+        for operation, image in known:
+            if periodic_distance(operation.translation, translation, self.spectrum.lattice) <= CLOSING_DISTANCE:
+                return self.examined(operation), image
         entry = self.evidence.test(rotation, translation)
         known.append(entry)
         return entry
 
+    def examined(self, operation: Operation) -> Operation:
+        """Look closely at an operation that was compared, once."""
+        known = self.tested[key_of(operation.rotation)]
+        place = next(i for i, (entry, _) in enumerate(known) if entry.translation is operation.translation)
+        entry, image = known[place]
+        known[place] = self.evidence.examined(entry, image), image
+        return known[place][0]
+
     def candidates(self) -> list[Operation]:
-        """Test every peak of every rotation that the lattice allows; the best operation first."""
+        """Compare the density with its image at every peak of every rotation that the lattice allows; the smallest residual first."""
         for rotation in operations.lattice_operations(self.spectrum.lattice, self.symprec):
             rows = self.spectrum.images(rotation)
             if (rotation == np.eye(3)).all():
                 continue
-            for translation in operations.correlation_peaks(self.spectrum, rows):
-                self.test(rotation, translation, near=0.1)
+            peaks = operations.correlation_peaks(self.spectrum, rows)
+            if not len(peaks):
+                continue
+            known = self.tested.setdefault(key_of(rotation), [])
+            for peak, refined in zip(peaks, operations.refined_translations(self.spectrum, rows, peaks), strict=True):
+                if all(periodic_distance(entry[0].translation, peak, self.spectrum.lattice) > SAME_PEAK for entry in known):
+                    known.append(self.evidence.compared(rotation, refined))
         entries = [operation for known in self.tested.values() for operation, _ in known]
         return sorted(entries, key=lambda operation: operation.residual)
 
@@ -292,7 +307,11 @@ def _margin(operations_: list[Operation], symprec: float) -> float:
 def _runners_up(
     search: _Search, members: Members, subgroups: list[tuple[tuple[int, ...], float]], rejected: list[Operation]
 ) -> list[tuple[str, Members, float, list[Operation]]]:
-    """Maximal subgroups and minimal supergroups: relation, members, evidence for the found group against it, deciding operations."""
+    """Maximal subgroups and minimal supergroups: relation, members, evidence for the found group against it, deciding operations.
+
+    The prior probability that the group is smaller is shared by all maximal subgroups, and so is that of the supergroups: one broken
+    operation speaks for every subgroup without it, and must not count as often as there are such.
+    """
     entries = list(members.items())
     out = []
     for subgroup, odds in subgroups:
@@ -317,7 +336,8 @@ def _runners_up(
             evidence = search.evidence.log_odds(means[0] - means[1], left[0] - left[1], len(members))
             evidence = max(evidence, max(o.log_evidence for o in deciding)) - PRIOR_LOG_ODDS
         out.append(("supergroup", larger, evidence, deciding))
-    return out
+    counts = Counter(relation for relation, *_ in out)
+    return [(relation, kept, evidence + float(np.log(counts[relation])), deciding) for relation, kept, evidence, deciding in out]
 
 
 def _arrays_of(members: Members) -> tuple[Int[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3"]]:
@@ -369,14 +389,14 @@ def find_symmetry(
     members: Members = {key_of(identity): search.test(identity, np.zeros(3))}
     ranked = search.candidates()
     for operation in ranked:
-        if key_of(operation.rotation) not in members and search.holds(operation):
+        if key_of(operation.rotation) not in members and search.holds(search.examined(operation)):
             members = _closed(search, members, operation, needs_all=True) or members
     members, subgroups = _descend(search, members)
     best: dict[bytes, Operation] = {}
     for operation in ranked:
         if key_of(operation.rotation) not in members:
             best.setdefault(key_of(operation.rotation), operation)
-    rejected = sorted(best.values(), key=lambda o: o.residual)
+    rejected = sorted((search.examined(operation) for operation in best.values()), key=lambda o: o.residual)
     rotations, translations = _arrays_of(members)
     group = group_type(spectrum.lattice, rotations, translations)
     held = tuple(

@@ -34,14 +34,17 @@ def key_of(rotation: Int[np.ndarray, "3 3"]) -> bytes:
 
 def periodic_distance(first: np.ndarray, second: np.ndarray, lattice: Float[np.ndarray, "3 3"]) -> float:
     """Distance in Å of two fractional translations modulo the lattice."""
-    return float(np.linalg.norm(((first - second + 0.5) % 1.0 - 0.5) @ lattice))
+    apart = ((first - second + 0.5) % 1.0 - 0.5) @ lattice
+    return float(np.sqrt(apart @ apart))
 
 
 def multiplication_table(rotations: Int[np.ndarray, "n 3 3"]) -> Int[np.ndarray, "n n"]:
-    """Row i, column j: which rotation ``rotations[i] @ rotations[j]`` is."""
-    places = {key_of(w): i for i, w in enumerate(rotations)}
-    products = np.einsum("iab,jbc->ijac", rotations, rotations)
-    return np.array([[places[key_of(w)] for w in row] for row in products])
+    """Row i, column j: which rotation ``rotations[i] @ rotations[j]`` is; entries are at most 7."""
+    digits = 16 ** np.arange(9)
+    codes = rotations.reshape(-1, 9) @ digits
+    products = (rotations[:, None] @ rotations).reshape(len(rotations), len(rotations), 9) @ digits
+    order = np.argsort(codes)
+    return order[np.searchsorted(codes, products, sorter=order)]
 
 
 def exact_translations(rotations: Int[np.ndarray, "n 3 3"], translations: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
@@ -89,12 +92,15 @@ def _maximal_subgroups(keys: tuple[bytes, ...]) -> tuple[tuple[int, ...], ...]:
     proper = subgroups[subgroups.sum(axis=1) < len(keys)]
     contained = (proper[:, None] <= proper[None]).all(axis=2) & ~np.eye(len(proper), dtype=bool)
     maximal = proper[~contained.any(axis=1)]
-    return tuple(sorted((tuple(np.flatnonzero(row).tolist()) for row in maximal), key=lambda members: (-len(members), members)))
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in maximal)
 
 
 def maximal_subgroups(rotations: Int[np.ndarray, "n 3 3"]) -> tuple[tuple[int, ...], ...]:
     """Maximal proper subgroups of a point group, as the numbers of their members."""
-    return _maximal_subgroups(tuple(key_of(w) for w in rotations))
+    keys = [key_of(w) for w in rotations]
+    order = sorted(range(len(keys)), key=keys.__getitem__)  # one entry of the cache for every order of the members
+    found = [tuple(sorted(order[i] for i in members)) for members in _maximal_subgroups(tuple(keys[i] for i in order))]
+    return tuple(sorted(found, key=lambda members: (-len(members), members)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ and the operation is even if m' = m, odd if m' = -m (it holds together with time
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from jaxtyping import Complex, Float, Int
 
 from matminer_ed3d._spglib import call_spglib
 from matminer_ed3d.density import Density
+from matminer_ed3d.grids import fourier_coefficients
 from matminer_ed3d.reduction import band_limited_coefficients, noise_power
 from matminer_ed3d.symmetry.finding import DensitySymmetry
 
@@ -118,8 +119,9 @@ def _magnetisation(density: Density, d_min: float) -> _Magnetisation | None:
     if not names:
         return None
     d_min = max(d_min, 2 * float(density.grid_spacing.max()))
-    read = [band_limited_coefficients(density, name, d_min) for name in names]
-    noise = sum(noise_power(replace(density, channels={"total": density.channel(name)}, structure=None)) for name in names)
+    transforms = {name: fourier_coefficients(density.channel(name)) for name in names}
+    read = [band_limited_coefficients(density, name, d_min, transform) for name, transform in transforms.items()]
+    noise = sum(noise_power(density, name, transform) for name, transform in transforms.items())
     return _Magnetisation(read[0][0], np.stack([coefficients for _, coefficients in read], axis=1), noise)
 
 

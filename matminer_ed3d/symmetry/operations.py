@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Complex, Float, Int
 
 from matminer_ed3d.reduction import lattice_rotations
-from matminer_ed3d.symmetry.spectrum import Spectrum
+from matminer_ed3d.symmetry.spectrum import Spectrum, local_maxima
 
 __all__ = [
     "correlation_map",
@@ -18,7 +18,7 @@ __all__ = [
     "image_of",
     "lattice_operations",
     "metric_distance",
-    "refined_translation",
+    "refined_translations",
     "translation_covariance",
 ]
 
@@ -27,7 +27,6 @@ LEAST_CORRELATION = 0.6  # of the signal; the peaks of operations that hold reac
 LEAST_OF_BEST = 0.6  # of the highest peak of the same rotation
 MOST_PEAKS = 24  # of one rotation
 N_STEPS = 4  # Newton's method converges from the grid's peak in three or four
-SAME = 0.02  # fractional; peaks nearer than this are one
 
 
 def metric_distance(rotation: Int[np.ndarray, "3 3"], lattice: Float[np.ndarray, "3 3"]) -> float:
@@ -60,7 +59,7 @@ def lattice_operations(lattice: Float[np.ndarray, "3 3"], symprec: float) -> Int
 
 def image_of(spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"], translation: Float[np.ndarray, "3"]) -> Complex[np.ndarray, " n_refl"]:
     """Coefficients of rho(W x + t), with `rows` those of the reflections h W; a reflection without image keeps its own."""
-    turned = spectrum.coefficients[rows] * np.exp(-2j * np.pi * (spectrum.h @ translation))
+    turned = spectrum.coefficients[rows] * spectrum.waves(-translation)
     return np.where(rows >= 0, turned, spectrum.coefficients)
 
 
@@ -77,35 +76,29 @@ def correlation_peaks(spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"]) -> F
     signal = float((spectrum.weights * spectrum.signal[spectrum.shell]).sum())
     if highest < LEAST_CORRELATION * signal:
         return np.zeros((0, 3))
-    around = correlation
-    for axis in range(3):
-        around = np.maximum(around, np.maximum(np.roll(around, 1, axis), np.roll(around, -1, axis)))
-    limit = max(LEAST_CORRELATION * signal, LEAST_OF_BEST * highest)
-    peaks = np.argwhere((correlation >= around) & (correlation > limit))
-    peaks = peaks[np.argsort(-correlation[tuple(peaks.T)], kind="stable")][:MOST_PEAKS]
-    return peaks / np.array(spectrum.map_shape)
+    return local_maxima(correlation, max(LEAST_CORRELATION * signal, LEAST_OF_BEST * highest), MOST_PEAKS)
 
 
-def refined_translation(
-    spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"], translation: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "3"]:
-    """Move a translation to the maximum of the correlation by Newton's method; steps are at most a quarter of the maps' spacing."""
+def refined_translations(
+    spectrum: Spectrum, rows: Int[np.ndarray, " n_refl"], translations: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, "n 3"]:
+    """Move translations to the maxima of the correlation by Newton's method; steps are at most a quarter of the maps' spacing."""
     half = spectrum.half  # Friedel mates say the same
-    h, rows = spectrum.h[half], rows[half]
+    h, rows = spectrum.half_h, rows[half]
     weighted = np.where(rows >= 0, spectrum.coefficients[half].conj() * spectrum.coefficients[rows], 0) * spectrum.weights[half]
     longest = 0.25 / np.array(spectrum.map_shape)
     for _ in range(N_STEPS):
-        terms = weighted * np.exp(-2j * np.pi * (h @ translation))
+        terms = weighted * spectrum.phases(-translations)
         gradient = 2 * np.pi * (terms.imag @ h)
-        curvature = (2 * np.pi) ** 2 * (h.T * terms.real) @ h
+        curvature = (2 * np.pi) ** 2 * (terms.real @ spectrum.half_products).reshape(-1, 3, 3)
         try:
-            step = np.clip(np.linalg.solve(curvature, gradient), -longest, longest)
+            step = np.clip(np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0], -longest, longest)
         except np.linalg.LinAlgError:  # a density that is constant along a line
             break
-        translation = translation + step
+        translations = translations + step
         if np.abs(step).max() < 1e-7:
             break
-    return translation % 1.0
+    return translations % 1.0
 
 
 def translation_covariance(spectrum: Spectrum) -> Float[np.ndarray, "3 3"]:

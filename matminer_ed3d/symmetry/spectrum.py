@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import scipy.fft
 from jaxtyping import Complex, Float, Int
 
+from matminer_ed3d import grids
 from matminer_ed3d.density import Density
 from matminer_ed3d.reduction import band_limited_coefficients, noise_power
 
-__all__ = ["Spectrum", "spectrum_of"]
+__all__ = ["Spectrum", "local_maxima", "spectrum_of"]
 
 FINEST_SEARCHED = 1.0  # Å; atoms are told apart at this resolution, and finer data cost more than they tell where there is no noise
 FINEST_NOISY = 0.6  # Å; under noise every reflection counts
@@ -64,10 +66,19 @@ class Spectrum:
         return tuple(scipy.fft.next_fast_len(int(np.ceil(OVERSAMPLING * (2 * n + 1))), real=True) for n in self.reach)
 
     @cached_property
+    def _columns(self) -> Int[np.ndarray, "3 n_refl"]:
+        return np.ascontiguousarray(self.h.T)
+
+    @cached_property
     def _place(self) -> Int[np.ndarray, "nx ny nz"]:
+        """Row of each reflection, at h + reach; -1 where there is none."""
         place = np.full(2 * self.reach + 1, -1)
-        place[tuple((self.h % place.shape).T)] = np.arange(len(self.h))
+        place[tuple(self._columns + self.reach[:, None])] = np.arange(len(self.h))
         return place
+
+    @cached_property
+    def _known_images(self) -> dict[bytes, Int[np.ndarray, " n_refl"]]:
+        return {}
 
     @cached_property
     def shell(self) -> Int[np.ndarray, " n_refl"]:
@@ -97,10 +108,16 @@ class Spectrum:
 
     def images(self, rotation: Int[np.ndarray, "3 3"]) -> Int[np.ndarray, " n_refl"]:
         """Rows of the reflections ``h @ rotation``; -1 for those outside the sphere (a metric that is only nearly kept)."""
-        i, j, k = (self.h @ rotation).T
-        inside = (np.abs(i) <= self.reach[0]) & (np.abs(j) <= self.reach[1]) & (np.abs(k) <= self.reach[2])
-        nx, ny, nz = self._place.shape
-        return np.where(inside, self._place[i % nx, j % ny, k % nz], -1)
+        key = rotation.astype(np.int8).tobytes()
+        if key not in self._known_images:
+            x, y, z = rotation.T @ self._columns + self.reach[:, None]
+            nx, ny, nz = self._place.shape
+            inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny) & (z >= 0) & (z < nz)
+            flat = (x * ny + y) * nz + z
+            self._known_images[key] = (
+                self._place.ravel()[flat] if inside.all() else np.where(inside, self._place.ravel()[flat * inside], -1)
+            )
+        return self._known_images[key]
 
     @cached_property
     def half(self) -> Int[np.ndarray, " m_refl"]:
@@ -112,13 +129,47 @@ class Spectrum:
         """What the reflections of `half` count, so that a sum over them is one over all: 2, or 1 where the mate is there too."""
         return np.where(self.h[self.half, 2] > 0, 2.0, 1.0)
 
+    @cached_property
+    def half_h(self) -> Float[np.ndarray, "m_refl 3"]:
+        """Indices of the reflections of `half`, as numbers that the fast products take."""
+        return self.h[self.half].astype(float)
+
+    @cached_property
+    def _places(self) -> Int[np.ndarray, "3 n_refl"]:
+        """Where each reflection's indices are among those of `_indices`."""
+        starts = np.cumsum(2 * self.reach + 1) - (2 * self.reach + 1)
+        return self._columns + (self.reach + starts)[:, None]
+
+    @cached_property
+    def _half_places(self) -> Int[np.ndarray, "3 m_refl"]:
+        return np.ascontiguousarray(self._places[:, self.half])
+
+    @cached_property
+    def half_products(self) -> Float[np.ndarray, "m_refl 9"]:
+        """Products of the indices of the reflections of `half`, two and two."""
+        return (self.half_h[:, :, None] * self.half_h[:, None, :]).reshape(-1, 9)
+
+    @cached_property
+    def _indices(self) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+        """Every index of every axis, from -reach to reach, and the axis that it is of."""
+        return np.concatenate([np.arange(-n, n + 1) for n in self.reach]), np.repeat(np.arange(3), 2 * self.reach + 1)
+
     def phases(self, positions: Float[np.ndarray, "n 3"]) -> Complex[np.ndarray, "n m_refl"]:
         """exp(2 pi i h.x) of the reflections of `half`, one axis at a time."""
-        product = np.ones((len(positions), len(self.half)), complex)
-        for axis, reach in enumerate(self.reach):
-            along = np.exp(2j * np.pi * np.outer(positions[:, axis], np.arange(-reach, reach + 1)))
-            product *= along[:, self.h[self.half, axis] + reach]
-        return product
+        indices, axes = self._indices
+        along = np.exp(2j * np.pi * positions[:, axes] * indices)
+        x, y, z = self._half_places
+        waves = along[:, x]
+        waves *= along[:, y]
+        waves *= along[:, z]
+        return waves
+
+    def waves(self, position: Float[np.ndarray, "3"]) -> Complex[np.ndarray, " n_refl"]:
+        """exp(2 pi i h.x) of all reflections at one position."""
+        indices, axes = self._indices
+        along = np.exp(2j * np.pi * position[axes] * indices)
+        x, y, z = self._places
+        return along[x] * along[y] * along[z]
 
     @cached_property
     def _places_in_map(self) -> tuple[np.ndarray, ...]:
@@ -144,6 +195,17 @@ class Spectrum:
         return Spectrum(basis @ self.lattice, whole[kept], self.coefficients[kept], self.noise)
 
 
+def local_maxima(values: Float[np.ndarray, "nx ny nz"], limit: float, most: int) -> Float[np.ndarray, "n_peaks 3"]:
+    """Fractional places of a periodic map's points above `limit` that no neighbour exceeds, the highest first, at most `most`."""
+    places = np.argwhere(values > limit)
+    steps = np.array(list(product((-1, 0, 1), repeat=3)))
+    around = (places[:, None] + steps) % values.shape
+    heights = values[tuple(places.T)]
+    is_peak = (values[tuple(np.moveaxis(around, 2, 0))] <= heights[:, None]).all(axis=1)
+    places, heights = places[is_peak], heights[is_peak]
+    return places[np.argsort(-heights, kind="stable")][:most] / np.array(values.shape)
+
+
 def spectrum_of(density: Density, channel: str = "total", d_min: float | None = None) -> Spectrum:
     """Read the coefficients of a density, to `d_min` (Å) or to what the search needs, and the noise in them.
 
@@ -153,11 +215,12 @@ def spectrum_of(density: Density, channel: str = "total", d_min: float | None = 
         If the density is constant.
     """
     finest = 2 * float(density.grid_spacing.max())
-    noise = noise_power(density)
+    transform = grids.fourier_coefficients(density.channel(channel))
+    noise = noise_power(density, channel, transform)
     if d_min is None:
         wanted = FINEST_NOISY if noise > 0 else FINEST_SEARCHED
         d_min = max(finest, min(wanted, (4 / 3 * np.pi * density.volume / LEAST_REFLECTIONS) ** (1 / 3)))
-    h, coefficients = band_limited_coefficients(density, channel, d_min)
+    h, coefficients = band_limited_coefficients(density, channel, d_min, transform)
     h, coefficients = h[1:], coefficients[1:]  # without F(0), which comes first
     power = float((np.abs(coefficients) ** 2).sum())
     if not power > (1e-9 * max(abs(float(density.channel(channel).mean())), 1e-30)) ** 2:

@@ -93,6 +93,7 @@ def network_outputs(
     max_points_per_batch: int | None = None,
     device: str = "auto",
     precision: str = "float32",
+    constants: torch.Tensor | None = None,
 ) -> Float[np.ndarray, "n_samples n_outputs"]:
     """Run a network over samples without gradients, batch by batch.
 
@@ -106,6 +107,8 @@ def network_outputs(
         Samples at once.
     max_points_per_batch, device, precision
         As in :class:`TrainingOptions`.
+    constants : (n_samples, ...) tensor, optional
+        What the network's method ``constants`` gives of the samples, where it is known.
 
     Returns
     -------
@@ -113,10 +116,13 @@ def network_outputs(
     """
     where = resolve_device(device)
     network.to(where).eval()
+
+    def outputs_of(batch: slice) -> Outputs:
+        part = [samples[i] for i in range(len(samples))[batch]]
+        return _forward(network, part, where, precision, None if constants is None else constants[batch]).cpu()
+
     with torch.inference_mode():
-        batches = pack(_sizes(samples), batch_size, max_points_per_batch)
-        outputs = [_forward(network, [samples[i] for i in range(len(samples))[batch]], where, precision).cpu() for batch in batches]
-    return torch.cat(outputs).numpy()
+        return torch.cat([outputs_of(batch) for batch in pack(_sizes(samples), batch_size, max_points_per_batch)]).numpy()
 
 
 def _forward(
@@ -330,7 +336,7 @@ def _fit(
 
             val_loss = val_score = None
             if len(task.validation):
-                outputs = _validation_outputs(processes, averaged, task, device)
+                outputs = _validation_outputs(processes, averaged, task, device, constants)
                 expected, weight = targets[task.validation].cpu(), weights[task.validation].cpu()
                 val_loss = float((loss_function(outputs, expected) * weight).sum() / weight.sum())
                 val_score = score_function(outputs, expected, weight)
@@ -373,7 +379,9 @@ def _augmented(sample: Sample, options: TrainingOptions, epoch: int, position: i
     return augmentation.augment(sample, options.augmentations, rng, options.noise_level)
 
 
-def _validation_outputs(processes: Processes, network: nn.Module, task: _Task, device: torch.device) -> Outputs:
+def _validation_outputs(
+    processes: Processes, network: nn.Module, task: _Task, device: torch.device, constants: torch.Tensor | None
+) -> Outputs:
     """Outputs of the validation part, on the CPU; each process runs a part of it."""
     options = task.options
 
@@ -386,6 +394,7 @@ def _validation_outputs(processes: Processes, network: nn.Module, task: _Task, d
             max_points_per_batch=options.max_points_per_batch,
             device=str(device),
             precision=options.precision,
+            constants=None if constants is None else constants[task.validation[numbers]],
         )
         return torch.from_numpy(values)
 

@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from matminer_ed3d.sparse import dense
 from matminer_ed3d.sparse import voxels as voxels_module
-from matminer_ed3d.sparse.convolution import SparseConv3d, sparse_conv
-from matminer_ed3d.sparse.pooling import global_max_pool, global_mean_pool
+from matminer_ed3d.sparse.backends import torch_gemm
+from matminer_ed3d.sparse.convolution import SparseConv3d, SparseConvTranspose3d, checkpointed, sparse_conv
+from matminer_ed3d.sparse.pooling import global_max_pool, global_mean_pool, sparse_max_pool, sparse_mean_pool
 from matminer_ed3d.sparse.voxels import Voxels, kernel_map, kernel_offsets
 
 C_IN, C_OUT = 3, 4
@@ -218,3 +220,193 @@ def test_pooling_of_half_precision_returns_float32() -> None:
     index = torch.zeros(5000, dtype=torch.long)
     assert global_mean_pool(ones, index, 1).item() == 1.0
     assert global_max_pool(ones, index, 1).dtype == torch.float32
+
+
+def flat_conv_weight(size: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(size**3, C_IN, C_OUT, dtype=torch.float64, generator=generator, requires_grad=True)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(2, 2, 1), (3, 2, 1), (3, 3, 1), (3, 1, 2), (2, 1, 1), (4, 2, 2)])
+@pytest.mark.parametrize("periodic", [True, False], ids=["periodic", "open"])
+def test_transposed_convolution_is_the_adjoint_of_dense_convolution(size: int, stride: int, dilation: int, periodic: bool) -> None:
+    """Its values are a gradient of conv3d, and the gradients of its values follow from that."""
+    shapes: list[Shape] = [(8, 6, 10), (5, 11, 6), (1, 2, 4)]
+    fine = random_voxels(shapes, 0.4, periodic)
+    kmap, coarse = kernel_map(fine, size, stride, dilation)
+    generator = torch.Generator().manual_seed(1)
+    feats = torch.randn(coarse.n_voxels, C_OUT, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = flat_conv_weight(size, generator)
+    value = sparse_conv(feats, weight.transpose(1, 2), kmap.transposed)
+    probe = torch.zeros(fine.n_voxels, C_IN, dtype=torch.float64, requires_grad=True)
+    image = dense_conv(probe, weight, fine, coarse, shapes, size, stride, dilation, periodic)
+    (expected,) = torch.autograd.grad(image, probe, feats, create_graph=True)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
+    cotangent = torch.randn(value.shape, dtype=torch.float64, generator=generator)
+    for got, want in zip(
+        torch.autograd.grad(value, (feats, weight), cotangent), torch.autograd.grad(expected, (feats, weight), cotangent), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_transposed_layer_goes_back_to_its_target_and_refuses_another() -> None:
+    fine = random_voxels([(8, 6, 10)], 0.4, periodic=True)
+    down, up = SparseConv3d(C_IN, C_OUT, 3, stride=2), SparseConvTranspose3d(C_OUT, C_IN, 3, stride=2, bias=True)
+    feats, coarse = down(torch.randn(fine.n_voxels, C_IN), fine)
+    back, target = up(feats, coarse, fine)
+    assert target is fine
+    assert back.shape == (fine.n_voxels, C_IN)
+    with pytest.raises(ValueError, match="must be `target"):
+        up(feats, coarse, random_voxels([(8, 6, 12)], 0.4, periodic=True))
+
+
+def dense_pool(feats: Tensor, voxels: Voxels, out: Voxels, shapes: list[Shape], size: int, stride: int, *, largest: bool) -> Tensor:
+    """Pool periodic samples by torch's dense pooling: absent voxels are -inf for a maximum, and not counted for a mean."""
+    low = size // 2 if size % 2 else 0
+    result = feats.new_zeros(out.n_voxels, feats.shape[1])
+    for sample, shape in enumerate(shapes):
+        rows = (voxels.batch_index == sample).nonzero()[:, 0]
+        x, y, z = voxels.coords[rows, 1:].unbind(1)
+        empty = feats.new_full((*shape, feats.shape[1] + 1), -torch.inf if largest else 0.0)
+        grid = empty.index_put((x, y, z), torch.cat([feats[rows], feats.new_ones(len(rows), 1)], 1)).permute(3, 0, 1, 2)
+        for axis, n in enumerate(shape):
+            grid = grid.index_select(axis + 1, torch.arange(-low, n + size - 1 - low).remainder(n))
+        pooled = functional.max_pool3d(grid[None], size, stride)[0] if largest else functional.avg_pool3d(grid[None], size, stride)[0]
+        out_rows = (out.batch_index == sample).nonzero()[:, 0]
+        i, j, k = out.coords[out_rows, 1:].unbind(1)
+        columns = pooled[:, i, j, k].t()
+        columns = columns[:, :-1] if largest else columns[:, :-1] / columns[:, -1:]
+        result = result.index_put((out_rows,), columns)
+    return result
+
+
+@pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 1), (3, 2), (2, 1)])
+def test_local_pooling_and_its_gradients_equal_dense_pooling(size: int, stride: int) -> None:
+    shapes: list[Shape] = [(8, 6, 10), (6, 4, 4), (2, 2, 4)]
+    voxels = random_voxels(shapes, 0.7, periodic=True)
+    feats = torch.randn(voxels.n_voxels, C_IN, dtype=torch.float64, requires_grad=True)
+    for pool, largest in ((sparse_max_pool, True), (sparse_mean_pool, False)):
+        value, out = pool(feats, voxels, size, stride)
+        is_read = (kernel_map(voxels, size, stride)[0].neighbours < voxels.n_voxels).any(1)
+        expected = dense_pool(feats, voxels, out, shapes, size, stride, largest=largest)
+        torch.testing.assert_close(value[is_read], expected[is_read], rtol=0, atol=1e-10)
+        cotangent = torch.randn(value.shape, dtype=torch.float64)[is_read]
+        got = torch.autograd.grad(value[is_read], feats, cotangent)[0]
+        torch.testing.assert_close(got, torch.autograd.grad(expected[is_read], feats, cotangent)[0], rtol=0, atol=1e-10)
+        assert torch.autograd.gradcheck(lambda x, pool=pool: pool(x, voxels, size, stride)[0], feats, fast_mode=True)
+
+
+def test_local_maximum_shares_its_gradient_among_ties_and_is_zero_where_nothing_is_read() -> None:
+    voxels = Voxels(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1], [0, 3, 3, 3]]), torch.tensor([[4, 4, 4]]))
+    feats = torch.tensor([[2.0], [2.0], [-1.0]], requires_grad=True)
+    value, _ = sparse_max_pool(feats, voxels, 2, 2)
+    assert value[:, 0].tolist() == [2.0, -1.0]
+    value.sum().backward()
+    assert feats.grad is not None
+    assert feats.grad[:, 0].tolist() == [0.5, 0.5, 1.0]
+    assert sparse_max_pool(feats, voxels, 1, 2)[0][:, 0].tolist() == [2.0, 0.0]
+    assert sparse_mean_pool(feats, voxels, 1, 2)[0][:, 0].tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize(("size", "dilation"), [(3, 1), (3, 2), (5, 1)])
+def test_full_boxes_of_one_shape_take_the_dense_path_and_agree(size: int, dilation: int) -> None:
+    shapes: list[Shape] = [(4, 5, 6)] * 3
+    coords = torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(5), torch.arange(6))
+    voxels = Voxels(coords, torch.tensor(shapes))
+    feats = torch.randn(voxels.n_voxels, C_IN, dtype=torch.float64, requires_grad=True)
+    weight = flat_conv_weight(size, torch.Generator().manual_seed(1))
+    assert voxels.full_shape == (3, 4, 5, 6)
+    value = dense.convolve(feats, weight, voxels.full_shape, size, dilation)
+    expected = sparse_conv(feats, weight, kernel_map(voxels, size, 1, dilation)[0])
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-10)
+    cotangent = torch.randn(value.shape, dtype=torch.float64)
+    for got, want in zip(
+        torch.autograd.grad(value, (feats, weight), cotangent), torch.autograd.grad(expected, (feats, weight), cotangent), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    layer = SparseConv3d(C_IN, C_OUT, size, dilation=dilation)
+    single = feats.detach().float()
+    by_layer, _ = layer(single, voxels)
+    torch.testing.assert_close(by_layer, sparse_conv(single, layer.weight, kernel_map(voxels, size, 1, dilation)[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_only_full_boxes_of_one_shape_in_order_are_dense() -> None:
+    cells = torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(3), torch.arange(4))
+    shapes = torch.tensor([[2, 3, 4]] * 2)
+    assert Voxels(cells, shapes).full_shape == (2, 2, 3, 4)
+    assert Voxels(cells, None).full_shape is None
+    assert Voxels(cells.flip(0), shapes).full_shape is None
+    assert Voxels(cells[1:], shapes).full_shape is None
+    assert Voxels(cells, torch.tensor([[2, 3, 4], [3, 3, 4]])).full_shape is None
+    full, feats = Voxels(cells, shapes), torch.zeros(48, 2)
+    assert dense.fitting_shape(feats.double(), full, 3, 1) is None
+    assert dense.fitting_shape(feats, full, 3, 3) is None  # wraps more than once
+    assert dense.fitting_shape(feats, full, 2, 1) is None
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_float16_agrees_with_float32(stride: int) -> None:
+    voxels = random_voxels([(6, 6, 6)], 0.5, periodic=True)
+    kmap, _ = kernel_map(voxels, 3, stride)
+    feats, weight = torch.randn(voxels.n_voxels, 8), torch.randn(27, 8, 8) * 0.1
+    results = []
+    for dtype in (torch.float32, torch.float16):
+        x, w = feats.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        value = sparse_conv(x, w, kmap)
+        results.append([value, *torch.autograd.grad(value.sum(), (x, w))])
+    for exact, half in zip(*results, strict=True):
+        assert half.dtype == torch.float16
+        torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.05)
+
+
+def test_products_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = random_voxels([(8, 6, 10)], 0.6, periodic=True)
+    kmap, coarse = kernel_map(fine, 3, 2)
+    feats, weight = torch.randn(coarse.n_voxels, 4, dtype=torch.float64), torch.randn(27, 4, 20, dtype=torch.float64)
+    whole = sparse_conv(feats, weight, kmap.transposed)
+    monkeypatch.setattr(torch_gemm, "PRODUCT_BYTES", 1)
+    torch.testing.assert_close(sparse_conv(feats, weight, kmap.transposed), whole, rtol=0, atol=1e-12)
+
+
+class _TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SparseConv3d(4, 8), SparseConv3d(8, 4, stride=2)
+
+    def forward(self, feats: Tensor, voxels: Voxels) -> tuple[Tensor, Voxels]:
+        return self.second(self.first(feats, voxels)[0].relu(), voxels)
+
+
+def test_checkpointing_keeps_less_and_gives_the_same_gradients() -> None:
+    voxels = random_voxels([(6, 8, 10)], 0.5, periodic=True)
+    module, feats = _TwoLayers(), torch.randn(voxels.n_voxels, 4, requires_grad=True)
+    gradients, kept = [], []
+    for call in (module, lambda *inputs: checkpointed(module, *inputs)):
+        n_kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, n_kept=n_kept: (n_kept.append(x.numel()), x)[1], lambda x: x):
+            value, out_voxels = call(feats, voxels)
+        assert out_voxels is voxels.strided(2)
+        gradients.append(torch.autograd.grad(value.square().sum(), [feats, *module.parameters()]))
+        kept.append(sum(n_kept))
+    assert kept[1] < kept[0]
+    for got, want in zip(*gradients, strict=True):
+        assert torch.equal(got, want)
+
+
+def periodic_logits(density: Tensor, layers: nn.ModuleList) -> Tensor:
+    """Run a small network without strides on the occupied voxels of one cell."""
+    cells = (density > 0.3).nonzero()
+    voxels = Voxels(functional.pad(cells, (1, 0)), torch.tensor([density.shape]))
+    feats = density[tuple(cells.t())][:, None]
+    for layer in layers:
+        feats = layer(feats, voxels)[0].relu()
+    index = voxels.batch_index
+    return torch.cat([global_max_pool(feats, index, 1), global_mean_pool(feats, index, 1)], 1)
+
+
+def test_origin_shift_and_doubled_cell_leave_the_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    density = torch.rand(4, 6, 5, generator=generator)
+    layers = nn.ModuleList([SparseConv3d(1, 8), SparseConv3d(8, 8, dilation=2), SparseConv3d(8, 8, 5)])
+    logits = periodic_logits(density, layers)
+    for other in (density.roll((1, 2, 3), (0, 1, 2)), density.repeat(2, 1, 1), density.repeat(1, 2, 2).roll(3, 2)):
+        torch.testing.assert_close(periodic_logits(other, layers), logits, rtol=0, atol=1e-5)

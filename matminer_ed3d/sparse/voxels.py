@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["KernelMap", "Voxels", "kernel_map", "kernel_offsets"]
 
@@ -60,6 +62,22 @@ class KernelMap:
         inverse.scatter_(0, self.neighbours.long(), rows[:, None].expand_as(self.neighbours))
         return inverse[: self.n_in]
 
+    @cached_property
+    def transposed(self) -> KernelMap:
+        """The same map read backwards, from its outputs to its inputs: that of the transposed convolution."""
+        back = KernelMap(self.inverse, self.n_out, self.is_symmetric)
+        vars(back)["inverse"] = self.neighbours  # known already
+        return back
+
+    @cached_property
+    def entries(self) -> tuple[Int[Tensor, " n_entries"], Int[Tensor, " n_out_plus_1"]]:
+        """The entries that hold a voxel, row after row, as ``n_offsets * input + offset``, and where each row of the table begins."""
+        n_offsets = self.neighbours.shape[1]
+        is_present = self.neighbours < self.n_in
+        starts = is_present.sum(1).cumsum(0)
+        offsets = torch.arange(n_offsets, device=self.neighbours.device)
+        return (self.neighbours.long() * n_offsets + offsets)[is_present], functional.pad(starts, (1, 0))
+
 
 class Voxels:
     """The occupied voxels of a batch of samples, in the order given, with the maps already made from them.
@@ -91,6 +109,7 @@ class Voxels:
         self._strided: dict[int, Voxels] = {}
         self._maps: dict[tuple[int, int, int], KernelMap] = {}
         self._tables: dict[int, _CellTable] = {}
+        self.of_backends: dict[Any, Any] = {}  # what engines with maps of their own made from these voxels; theirs alone
 
     @property
     def n_voxels(self) -> int:
@@ -101,6 +120,18 @@ class Voxels:
     def batch_index(self) -> Int[Tensor, " n_voxels"]:
         """Sample of every voxel."""
         return self.coords[:, 0]
+
+    @cached_property
+    def full_shape(self) -> tuple[int, int, int, int] | None:
+        """(n_samples, nx, ny, nz) if all boxes have one shape and are full, rows in the order of sample, x, y, z; else None."""
+        if self.grid_shapes is None or bool((self.grid_shapes != self.grid_shapes[0]).any()):
+            return None
+        nx, ny, nz = self.grid_shapes[0].tolist()
+        if len(self.grid_shapes) * nx * ny * nz != self.n_voxels:
+            return None
+        cell = _Boxes.around(self.coords, self.grid_shapes, 0).cell(self.coords)
+        is_in_order = torch.equal(cell, torch.arange(self.n_voxels, device=cell.device))
+        return (len(self.grid_shapes), nx, ny, nz) if is_in_order else None
 
     def strided(self, stride: int) -> Voxels:
         """Return the occupied voxels of a grid coarser by `stride`: floor(coords / stride), each once, in order of sample, i, j, k.
@@ -246,13 +277,16 @@ def kernel_map(voxels: Voxels, kernel_size: int, stride: int = 1, dilation: int 
 def _neighbours(
     table: _CellTable, out_coords: Int[Tensor, "n_out 4"], kernel_size: int, stride: int, dilation: int
 ) -> Int[Tensor, "n_out n_offsets"]:
-    boxes, sample = table.boxes, out_coords[:, 0]
-    shape = boxes.shape[sample][:, :, None]
-    steps = dilation * _steps(kernel_size).to(out_coords.device)
-    # (n_out, 3, kernel_size): the three coordinates of a neighbour are independent, so each is wrapped once per axis, not per offset
-    along = (stride * out_coords[:, 1:] - boxes.origin[sample])[:, :, None] + steps
-    i, j, k = along.remainder(shape).unbind(1)
-    _, ny, nz = shape.unbind(1)
-    i = i * (ny * nz) + boxes.first_cell[sample][:, None]
-    cell = i[:, :, None, None] + (j * nz)[:, None, :, None] + k[:, None, None, :]
-    return table.lookup(cell.reshape(-1)).view(len(out_coords), kernel_size**3)
+    # The three coordinates of a neighbour are independent, so each is wrapped once per axis, not per offset. Offsets come first, so that
+    # the long axis is the contiguous one, and cells are numbered in 32 bits where these suffice: 4 times faster.
+    boxes = table.boxes
+    dtype = torch.int32 if boxes.n_cells < torch.iinfo(torch.int32).max else torch.int64
+    of_sample = torch.cat([boxes.origin, boxes.shape, boxes.first_cell[:, None]], 1)
+    of_voxel = of_sample.index_select(0, out_coords[:, 0]).t()
+    from_origin = (stride * out_coords[:, 1:].t() - of_voxel[:3]).to(dtype)
+    *shape, first_cell = of_voxel[3:].to(dtype)
+    steps = (dilation * _steps(kernel_size)).to(out_coords.device, dtype)[:, None]
+    i, j, k = ((place + steps).remainder(n) for place, n in zip(from_origin, shape, strict=True))
+    line = (i * shape[1])[:, None] + j
+    cell = line.mul_(shape[2]).add_(first_cell)[:, :, None] + k
+    return table.lookup(cell.view(-1)).view(kernel_size**3, -1).t().contiguous()

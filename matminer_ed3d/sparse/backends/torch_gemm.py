@@ -1,9 +1,13 @@
 """Sparse 3D convolution over a kernel map in plain torch: gather the neighbours of a block of outputs, multiply once, write the block.
 
-Every output row is one product of its gathered neighbours, (rows, K c_in) @ (K c_in, c_out), absent neighbours being zero
-("implicit GEMM"). Nothing is scattered: the gradient of the inputs gathers over the inverse map, that of the weights gathers
-again and sums blocks in order. Results therefore repeat bit for bit and do not depend on the other samples of a batch beyond the
-rounding of one product.
+Every output row is one product of its gathered neighbours, (rows, k c_in) @ (k c_in, c_out), absent neighbours being zero
+("implicit GEMM"). The gradient of the inputs is the same over the inverse map, and its gathered blocks serve the gradient of the
+weights too. From a coarse grid to a finer one, where most offsets of a voxel reach nothing, products come first: each coarse row times
+all offsets, and every fine row sums those that are its own. Nothing is scattered, and blocks are summed in order. Results therefore
+repeat bit for bit and do not depend on the other samples of a batch beyond the rounding of one product.
+
+Memory, beside inputs and outputs: one block (4 MiB on a CPU) or, between grids, products of at most 256 MiB, and the map: 4 bytes
+times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in numbers for each voxel.
 
 The other way, one gather, product and scatter for each offset over the pairs that exist, does less arithmetic where few neighbours
 exist; fuller cells, as crystals are, favour this one.
@@ -18,28 +22,46 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from matminer_ed3d.sparse.voxels import KernelMap
 
 __all__ = ["convolve"]
 
-# Bytes of gathered neighbours in one block: within a core's second-level cache on a CPU; on a GPU enough rows to fill it.
-CPU_BLOCK_BYTES = 1 << 20
+# Bytes of gathered neighbours in one block: within the caches of a CPU; on a GPU enough rows to fill it.
+CPU_BLOCK_BYTES = 1 << 22
 GPU_BLOCK_BYTES = 1 << 29
+PRODUCT_BYTES = 1 << 28
 
 
 def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of output rows and the features of their neighbours, (rows, k c)."""
+    """Yield blocks of output rows and the features of their neighbours, (rows, k c); each block takes the place of the one before."""
     n_out, n_offsets = neighbours.shape
     padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # row n_in: the absent neighbour
     block_bytes = CPU_BLOCK_BYTES if feats.device.type == "cpu" else GPU_BLOCK_BYTES
-    n_rows = max(64, block_bytes // (n_offsets * feats.shape[1] * feats.element_size()))
+    n_rows = min(n_out, max(64, block_bytes // (n_offsets * feats.shape[1] * feats.element_size())))
+    block = feats.new_empty(n_rows * n_offsets, feats.shape[1])
     for start in range(0, n_out, n_rows):
         rows = slice(start, min(start + n_rows, n_out))
-        yield rows, padded.index_select(0, neighbours[rows].reshape(-1)).view(rows.stop - start, -1)
+        index = neighbours[rows].reshape(-1)
+        gathered = block[: len(index)]
+        torch.index_select(padded, 0, index, out=gathered)
+        yield rows, gathered.view(rows.stop - start, -1)
 
 
-def _convolve(
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    # blocks are summed in float32 at least: thousands of bfloat16 partial sums would lose the small ones
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _total_like(weight: Tensor, rows: int, columns: int) -> Tensor:
+    return torch.zeros(rows, columns, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+
+
+def _gather_then_multiply(
     feats: Float[Tensor, "n_in c_in"], weight: Float[Tensor, "k c_in c_out"], neighbours: Int[Tensor, "n_out k"]
 ) -> Float[Tensor, "n_out c_out"]:
     flat = weight.reshape(-1, weight.shape[2])
@@ -49,18 +71,44 @@ def _convolve(
     return out
 
 
-def _weight_gradient(
-    feats: Float[Tensor, "n_in c_in"], grad: Float[Tensor, "n_out c_out"], neighbours: Int[Tensor, "n_out k"]
-) -> Float[Tensor, "k c_in c_out"]:
-    # blocks are summed in float32 at least: thousands of bfloat16 partial sums would lose the small ones
-    dtype = torch.promote_types(feats.dtype, torch.float32)
-    total = torch.zeros(neighbours.shape[1] * feats.shape[1], grad.shape[1], dtype=dtype, device=feats.device)
-    for rows, gathered in _gathered(feats, neighbours):
-        if feats.dtype == dtype:
-            total.addmm_(gathered.t(), grad[rows])
-        else:
-            total += gathered.t() @ grad[rows]
-    return total.view(neighbours.shape[1], feats.shape[1], grad.shape[1]).to(feats.dtype)
+def _multiply_then_gather(
+    feats: Float[Tensor, "n_in c_in"], weight: Float[Tensor, "k c_in c_out"], kmap: KernelMap
+) -> Float[Tensor, "n_out c_out"]:
+    entries, starts = kmap.entries
+    n_offsets = len(weight)
+    n_columns = max(8, PRODUCT_BYTES // (len(feats) * n_offsets * feats.element_size()))
+    parts = []
+    for part in torch.split(weight.permute(1, 0, 2), n_columns, dim=2):
+        products = (feats @ part.flatten(1)).view(len(feats) * n_offsets, -1)
+        parts.append(functional.embedding_bag(entries, products, starts, mode="sum", include_last_offset=True))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _product(feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
+    # to a finer grid a table's rows are mostly empty
+    if kmap.n_out > kmap.n_in:
+        return _multiply_then_gather(feats, weight, kmap)
+    return _gather_then_multiply(feats, weight, kmap.neighbours)
+
+
+def _weight_gradient(feats: Tensor, grad: Tensor, kmap: KernelMap) -> Tensor:
+    n_offsets = kmap.neighbours.shape[1]
+    total = _total_like(feats, n_offsets * feats.shape[1], grad.shape[1])
+    for rows, gathered in _gathered(feats, kmap.neighbours):
+        _add_product(total, gathered.t(), grad[rows])
+    return total.view(n_offsets, feats.shape[1], grad.shape[1]).to(feats.dtype)
+
+
+def _both_gradients(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap) -> tuple[Tensor, Tensor]:
+    """Return the gradients of inputs and weights from one gather of the outputs' gradient over the inverse map."""
+    n_offsets, c_in, c_out = weight.shape
+    flat = weight.transpose(1, 2).reshape(-1, c_in)
+    grad_feats = torch.empty_like(feats)
+    total = _total_like(feats, n_offsets * c_out, c_in)
+    for rows, gathered in _gathered(grad, kmap.inverse):
+        torch.mm(gathered, flat, out=grad_feats[rows])
+        _add_product(total, gathered.t(), feats[rows])
+    return grad_feats, total.view(n_offsets, c_out, c_in).transpose(1, 2).to(feats.dtype)
 
 
 class _SparseConv(torch.autograd.Function):
@@ -68,16 +116,19 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
         ctx.save_for_backward(feats, weight)
         ctx.kmap = kmap
-        return _convolve(feats, weight, kmap.neighbours)
+        return _product(feats, weight, kmap)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         feats, weight = ctx.saved_tensors
+        kmap: KernelMap = ctx.kmap
         wants_feats, wants_weight, _ = ctx.needs_input_grad
         grad = grad.contiguous()
-        grad_feats = _convolve(grad, weight.transpose(1, 2), ctx.kmap.inverse) if wants_feats else None
-        grad_weight = _weight_gradient(feats, grad, ctx.kmap.neighbours) if wants_weight else None
+        if wants_feats and wants_weight and kmap.n_in <= kmap.n_out:
+            return *_both_gradients(feats, weight, grad, kmap), None
+        grad_feats = _product(grad, weight.transpose(1, 2), kmap.transposed) if wants_feats else None
+        grad_weight = _weight_gradient(feats, grad, kmap) if wants_weight else None
         return grad_feats, grad_weight, None
 
 

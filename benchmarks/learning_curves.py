@@ -42,7 +42,7 @@ from matminer_ed3d.representations import Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 from matminer_ed3d.training import TrainingOptions, seeded_network, train
 
-SIZES = (500, 2000, 8000, 20000)
+SIZES = (500, 2000, 8000)
 POINTS = (128, 512, 2048)
 N_VALIDATION = 1500
 N_OF_PARTS = 8000  # training crystals of the curve "parts"

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matminer_ed3d.networks.batching import VoxelBatch
-from matminer_ed3d.networks.operation_features import N_OPERATION_FEATURES
 from matminer_ed3d.networks.sparse_resnet import VoxelBatchNorm
 from matminer_ed3d.networks.symmetry_features import N_SYMMETRY_FEATURES, symmetry_features
 from matminer_ed3d.sparse.convolution import SparseConv3d
@@ -63,23 +62,20 @@ class CrystalNet(nn.Module):
         width: int = 16,
         dilations: Sequence[int] = (1, 2),
         head_widths: Sequence[int] = (768, 384),
-        dropout: float = 0.2,
-        operations: bool = True,
+        dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        self.operations = operations
-        n_features = N_SYMMETRY_FEATURES if operations else N_SYMMETRY_FEATURES - N_OPERATION_FEATURES
-        self.scale = VoxelBatchNorm(n_features, affine=False)
+        self.scale = VoxelBatchNorm(N_SYMMETRY_FEATURES, affine=False)
         self.stem = SparseConv3d(n_channels, width)
         self.blocks = nn.ModuleList(_DilatedBlock(width, dilation) for dilation in dilations)
         self.pool_norm = VoxelBatchNorm(2 * width)
-        sizes = [n_features + 2 * width, *head_widths]
+        sizes = [N_SYMMETRY_FEATURES + 2 * width, *head_widths]
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
         self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_outputs))
 
     def constants(self, batch: VoxelBatch) -> Float[Tensor, "n_samples n_features"]:
         """What the network computes of a batch without any weight: training makes it once for each sample, not in every epoch."""
-        return symmetry_features(batch, self.operations)
+        return symmetry_features(batch)
 
     def forward(
         self, batch: VoxelBatch, constants: Float[Tensor, "n_samples n_features"] | None = None

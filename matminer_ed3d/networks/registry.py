@@ -33,7 +33,7 @@ def _sparse_paper(n_channels: int, n_outputs: int) -> nn.Module:
 
 
 def _crystal(n_channels: int, n_outputs: int) -> nn.Module:
-    return CrystalNet(n_channels, n_outputs, operations=False)
+    return CrystalNet(n_channels, n_outputs)
 
 
 # family -> architecture -> builder(n_channels, n_outputs)

@@ -121,7 +121,7 @@ def _symmetry_of_density(coefficients: Tensor, lattices: Tensor, longest_edge: T
 
 
 @torch.no_grad()
-def symmetry_features(batch: VoxelBatch, operations: bool = True) -> Float[Tensor, "n_samples n_features"]:
+def symmetry_features(batch: VoxelBatch) -> Float[Tensor, "n_samples n_features"]:
     """Describe the lattice and the symmetry of the first channel of periodic samples.
 
     Parameters
@@ -147,7 +147,7 @@ def symmetry_features(batch: VoxelBatch, operations: bool = True) -> Float[Tenso
         coefficients = low_order_coefficients(batch.feats[:, 0].float(), batch.coords, batch.grid_shapes, REACH)
         coefficients = torch.where(coefficients.abs() > ROUNDING, coefficients, 0)
         density = _symmetry_of_density(coefficients, lattices, longest_edge)
-        return torch.cat([_lattice_shape(lattices), *(density if operations else [*density[:-2], density[-1]])], 1).float()
+        return torch.cat([_lattice_shape(lattices), *density], 1).float()
 
 
 N_SYMMETRY_FEATURES = 10 + 36 + 6 + 24 + 2 * (24 + 40 + 8) + N_OPERATION_FEATURES + 62

@@ -130,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--weight-decay", type=float, metavar="F", help="of AdamW (default: that of the estimator)")
     train.add_argument("--class-balance", type=float, metavar="F", help="0: classes as often as they are; 1: equally often (default: 0)")
     train.add_argument("--label-smoothing", type=float, metavar="F", help="of classes (default: 0)")
+    train.add_argument(
+        "--hierarchical", action="store_true", default=None, help="teach crystal system, extinction group and space group at once"
+    )
+    train.add_argument("--backend", metavar="NAME", help="of sparse convolutions: auto, torch, triton, minkowski or spconv (default: auto)")
     train.add_argument("--ema-decay", type=float, metavar="F", help="average the weights (default: no average)")
     train.add_argument("--augment", default="", metavar="A,B", help="augmentations, by name")
     train.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
@@ -396,6 +400,8 @@ def _train(options: argparse.Namespace) -> int:
         max_points_per_batch=options.max_points_per_batch,
         class_balance=options.class_balance,
         label_smoothing=options.label_smoothing,
+        hierarchical=options.hierarchical,
+        backend=options.backend,
         learning_rate=options.learning_rate,
         augmentations=_names(options.augment),
         precision=options.precision,

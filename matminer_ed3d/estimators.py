@@ -296,7 +296,9 @@ class _Estimator(BaseEstimator):
         """Return what the network says: (n_samples, n_outputs) float64."""
         check_is_fitted(self, "module_")
         from matminer_ed3d import training
+        from matminer_ed3d.sparse.convolution import set_backend
 
+        set_backend(self.module_, getattr(self, "backend", "auto"))
         rows = _rows(X)
         step = ROWS_AT_ONCE * self.batch_size  # samples are large and rows need not be: never all samples at once
         outputs = []

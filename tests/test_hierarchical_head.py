@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from matminer_ed3d import labels
-from matminer_ed3d.estimators import PointNetClassifier
+from matminer_ed3d.estimators import PointNetClassifier, SparseCNNClassifier
 from matminer_ed3d.networks.hierarchical_head import HierarchicalHead, grouped_log_softmax
 from matminer_ed3d.networks.registry import ARCHITECTURES, build_network
 
@@ -35,14 +39,20 @@ def test_sums_over_a_target_are_what_the_head_says_of_it(numbers: list[int]) -> 
 
 def test_the_loss_is_the_sum_of_the_losses_of_the_three_targets() -> None:
     head = HierarchicalHead(6, EVERY_GROUP)
-    log_proba = head(torch.randn(1, 6))
-    group = labels.extinction_group(62)
-    members = [n - 1 for n in labels.extinction_group_members(group)]
-    of_system = [n - 1 for n in EVERY_GROUP if labels.crystal_system(n) == "orthorhombic"]
-    system, extinction = log_proba[0, of_system].logsumexp(0), log_proba[0, members].logsumexp(0)
-    total = system + (extinction - system) + (log_proba[0, 61] - extinction)
-    torch.testing.assert_close(log_proba[0, 61], total)
-    (-log_proba[0, 61]).backward()
+    feats = torch.randn(1, 6)
+    systems, extinction, space_groups = head.linear(feats)[0].split(head.n_outputs)
+    groups = sorted({labels.extinction_group(n) for n in EVERY_GROUP})
+    system_of = {group: labels.crystal_system(labels.extinction_group_members(group)[0]) for group in groups}
+    group, members = labels.extinction_group(62), labels.extinction_group_members(labels.extinction_group(62))
+    siblings = [i for i, other in enumerate(groups) if system_of[other] == "orthorhombic"]
+    expected = (
+        systems.log_softmax(0)[sorted(labels.CRYSTAL_SYSTEMS).index("orthorhombic")]
+        + extinction[siblings].log_softmax(0)[siblings.index(groups.index(group))]
+        + space_groups[[n - 1 for n in members]].log_softmax(0)[members.index(62)]
+    )
+    log_proba = head(feats)[0, 61]
+    torch.testing.assert_close(log_proba, expected)
+    (-log_proba).backward()
     gradient = head.linear.weight.grad
     assert gradient is not None
     assert all(bool((part != 0).any()) for part in gradient.split(head.n_outputs))
@@ -54,6 +64,22 @@ def test_every_network_can_have_one(family: str, architecture: str) -> None:
     heads = [layer for layer in network.modules() if isinstance(layer, HierarchicalHead)]
     assert len(heads) == 1
     assert heads[0].n_outputs == (3, 3, 3)
+    with pytest.raises(ValueError, match="must name each of the 4 outputs"):
+        build_network(family, architecture, 1, 4, [2, 14, 62])
+
+
+@pytest.mark.parametrize("estimator", [PointNetClassifier, SparseCNNClassifier])
+def test_a_fitted_classifier_with_one_comes_back_from_a_file(estimator: Any, crystals: dict[str, Any], tmp_path: Path) -> None:
+    rows, numbers = list(crystals.values())[:4], [2, 14, 62, 221]
+    model = estimator(hierarchical=True, max_epochs=1, validation_fraction=0.0, random_state=0).fit(rows, numbers)
+    proba = model.predict_proba(rows)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-6)
+    model.save(tmp_path / "model.safetensors")
+    for other in (estimator.load(tmp_path / "model.safetensors"), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(other.predict_proba(rows), proba)
+    if estimator is SparseCNNClassifier:
+        with pytest.raises(ValueError, match="backend"):
+            model.set_params(backend="abacus").predict(rows)
 
 
 def test_labels_must_be_space_group_numbers(crystals: dict[str, object]) -> None:

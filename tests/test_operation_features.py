@@ -115,3 +115,27 @@ def test_density_of_a_file_gives_the_same_counts() -> None:
     first = counts_of(from_structure)
     assert first["4_1"] == pytest.approx(2, abs=0.05)
     assert first == pytest.approx(counts_of(from_density), abs=0.05)
+
+
+def batch_of(values: np.ndarray) -> VoxelBatch:
+    """A cube of 4 Å, all of its voxels."""
+    coords = np.stack(np.unravel_index(np.arange(values.size), values.shape), axis=1).astype(np.int32)
+    feats = values.reshape(-1, 1).astype(np.float32)
+    basis = 4.0 * np.eye(3) / np.array(values.shape)[:, None]
+    batch = collate([SparseTensor(coords, feats, ("total",), basis, values.shape)])
+    assert isinstance(batch, VoxelBatch)
+    return batch
+
+
+@pytest.mark.parametrize("direction", [(1, 0, 0), (1, 1, 0), (1, 1, 1)])
+def test_a_density_that_varies_along_one_direction_only(direction: tuple[int, int, int]) -> None:
+    x = np.stack(np.meshgrid(*3 * (np.arange(20) / 20,), indexing="ij"), axis=-1) @ np.array(direction)
+    values = np.exp(-200 * np.sin(np.pi * x) ** 2)
+    features = symmetry_features(batch_of((values - values.mean()) / values.std()))
+    assert bool(features.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (1, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_a_flat_density_and_cells_of_few_voxels(shape: tuple[int, int, int]) -> None:
+    values = np.zeros(shape) if shape == (8, 8, 8) else np.random.default_rng(0).normal(size=shape)
+    assert bool(symmetry_features(batch_of(values)).isfinite().all())

@@ -32,6 +32,7 @@ FLAT = 1e-4  # of the largest mean squared gradient; where the density is flatte
 SOFTNESS = 0.35  # width of a soft limit in the logarithm
 TINY = 1e-6
 FLOOR = 0.3  # of the rms of the density: smaller densities do not count in relative differences
+DAMPING = 1e-5  # of the steps, relative to the curvature
 NEIGHBOURHOOD = 2  # points of the grid around a peak that belong to it
 NEARLY_TIED = 0.8  # of the highest peak, on the grid, where it is not at its best
 MOST_TIED = 8
@@ -153,13 +154,16 @@ def _translations(
     row = torch.cat([rows[~tied], rows[tied].repeat_interleave(MOST_TIED)])
     t = _grid_index(torch.cat([places[~tied, 0], more.flatten()])) / GRID
     pairs = (h[:, :, None] * h[:, None, :]).flatten(1)
-    normal = (amplitude @ pairs).view(-1, 3, 3)[row] + 1e-6 * torch.eye(3, device=h.device)
+    normal = (amplitude @ pairs).view(-1, 3, 3)[row]
+    # Damped: a density that varies along one direction only leaves two others open.
+    damping = DAMPING * normal.diagonal(dim1=1, dim2=2).sum(1) + 1e-12
+    normal = normal + damping[:, None, None] * torch.eye(3, device=h.device)
     sharp = sharp[row]
     for _ in range(N_STEPS):
         t = t + torch.linalg.solve(normal, (sharp * _phases(t, -1)).imag @ h) / (2 * torch.pi)
     agreement = (sharp * _phases(t, -1)).real.sum(1) / total.clamp(min=1e-20)[row]
-    best = torch.zeros_like(total).scatter_reduce(0, row, agreement, "amax")
-    kept = agreement >= 0.99 * best[row]
+    best = torch.full_like(total, -torch.inf).scatter_reduce(0, row, agreement, "amax")[row]
+    kept = agreement >= best - 0.01 * best.abs()
     return row[kept], t[kept], agreement[kept]
 
 
@@ -293,6 +297,8 @@ def operation_features(
     one_of_two = which <= table.inverse[which]  # an operation and its inverse hold alike
     sample, which, lattice_error = sample[one_of_two], which[one_of_two], lattice_error[one_of_two]
     n_samples, n_rows = len(lattices), len(sample)
+    if n_rows == 0:  # nothing to compare, such as densities that are flat
+        return torch.zeros(n_samples, N_OPERATION_FEATURES, device=device)
     densities = _Densities(volume, lattices)
     axis_class = _axis_class(table, sample, which, lattices)
     rows = torch.split(torch.arange(n_rows, device=device), MAX_ROWS)

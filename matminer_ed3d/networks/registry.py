@@ -79,6 +79,8 @@ def build_network(
     for name, value in (("n_channels", n_channels), ("n_outputs", n_outputs)):
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if space_group_numbers is not None and len(space_group_numbers) != n_outputs:
+        raise ValueError(f"`space_group_numbers` must name each of the {n_outputs} outputs, got {len(space_group_numbers)}")
     network = ARCHITECTURES[family][architecture](n_channels, n_outputs)
     return network if space_group_numbers is None else _with_hierarchy(network, space_group_numbers)
 

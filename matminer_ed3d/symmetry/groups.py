@@ -44,7 +44,10 @@ def multiplication_table(rotations: Int[np.ndarray, "n 3 3"]) -> Int[np.ndarray,
     codes = rotations.reshape(-1, 9) @ digits
     products = (rotations[:, None] @ rotations).reshape(len(rotations), len(rotations), 9) @ digits
     order = np.argsort(codes)
-    return order[np.searchsorted(codes, products, sorter=order)]
+    table = order[np.searchsorted(codes, products, sorter=order).clip(max=len(codes) - 1)]
+    if (codes[table] != products).any():
+        raise ValueError(f"`rotations` must be a group, but some products of these {len(codes)} are not among them")
+    return table
 
 
 def exact_translations(rotations: Int[np.ndarray, "n 3 3"], translations: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:

@@ -91,10 +91,8 @@ def refined_translations(
         terms = weighted * spectrum.phases(-translations)
         gradient = 2 * np.pi * (terms.imag @ h)
         curvature = (2 * np.pi) ** 2 * (terms.real @ spectrum.half_products).reshape(-1, 3, 3)
-        try:
-            step = np.clip(np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0], -longest, longest)
-        except np.linalg.LinAlgError:  # a density that is constant along a line
-            break
+        # A density that is constant along a line leaves one direction open: no step along it.
+        step = np.clip((np.linalg.pinv(curvature, rcond=1e-9, hermitian=True) @ gradient[:, :, None])[:, :, 0], -longest, longest)
         translations = translations + step
         if np.abs(step).max() < 1e-7:
             break

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 import scipy.fft
 from jaxtyping import Complex, Float, Int
+from scipy.ndimage import maximum_filter
 
 from matminer_ed3d import grids
 from matminer_ed3d.density import Density
@@ -197,12 +197,8 @@ class Spectrum:
 
 def local_maxima(values: Float[np.ndarray, "nx ny nz"], limit: float, most: int) -> Float[np.ndarray, "n_peaks 3"]:
     """Fractional places of a periodic map's points above `limit` that no neighbour exceeds, the highest first, at most `most`."""
-    places = np.argwhere(values > limit)
-    steps = np.array(list(product((-1, 0, 1), repeat=3)))
-    around = (places[:, None] + steps) % values.shape
+    places = np.argwhere((values > limit) & (values >= maximum_filter(values, 3, mode="wrap")))
     heights = values[tuple(places.T)]
-    is_peak = (values[tuple(np.moveaxis(around, 2, 0))] <= heights[:, None]).all(axis=1)
-    places, heights = places[is_peak], heights[is_peak]
     return places[np.argsort(-heights, kind="stable")][:most] / np.array(values.shape)
 
 

@@ -43,12 +43,12 @@ from matminer_ed3d.samples import SampleOptions, make_sample
 from matminer_ed3d.training import TrainingOptions, seeded_network, train
 
 SIZES = (500, 2000, 8000)
-POINTS = (128, 512, 2048)
+POINTS = (64, 128, 256)
 N_VALIDATION = 1500
 N_OF_PARTS = 2000  # training crystals of the curve "parts"
 N_TRAIN, N_HELD_OUT = 1000, 500  # structures of the small networks
 N_LOW_AMPLITUDES = ((2 * LOW_REACH + 1) ** 3 - 1) // 2  # the last of the symmetry features; the counted operations stand before them
-POINT_OPTIONS = SampleOptions(kind="points", voxel_size=0.5, reduction="mean", max_points=512)
+POINT_OPTIONS = SampleOptions(kind="points", voxel_size=0.5, reduction="mean", max_points=256)
 VOXEL_OPTIONS = SampleOptions(kind="voxels", voxel_size=0.5, reduction="mean", voxel_basis="lattice", multiple_of=8)
 OPTIONS = TrainingOptions(
     max_epochs=6, batch_size=64, learning_rate=2e-3, early_stopping=None, ema_decay=0.995, precision="bf16", validation_fraction=0.0

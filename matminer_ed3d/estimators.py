@@ -72,8 +72,8 @@ _SHARED_PARAMETERS = """\
     max_epochs, batch_size, max_points_per_batch, learning_rate, weight_decay, lr_schedule, validation_fraction, early_stopping
         As in :class:`matminer_ed3d.training.TrainingOptions`.
     augmentations, noise_level, ema_decay, precision, device, devices
-        As there; ``device="auto"`` is a GPU where there is one. With `devices` above 1, `fit` starts processes: a script then needs
-        ``if __name__ == "__main__":``.
+        As there; ``device="auto"`` is a GPU where there is one, and `precision` is that of ``fit``: answers are computed in float32. With
+        `devices` above 1, `fit` starts processes: a script then needs ``if __name__ == "__main__":``.
     random_state : int, RandomState or None
         An int makes ``fit`` repeatable.
     checkpoint_dir : path or None
@@ -312,7 +312,6 @@ class _Estimator(BaseEstimator):
                     batch_size=self.batch_size,
                     max_points_per_batch=self.max_points_per_batch,
                     device=self.device,
-                    precision=self.precision,
                 )
             )
         return np.concatenate(outputs).astype(np.float64)

@@ -32,7 +32,7 @@ import torch
 from matminer_ed3d import labels
 from matminer_ed3d.datasets import structure_of_cell
 from matminer_ed3d.networks.batching import VoxelBatch
-from matminer_ed3d.networks.crystal_net import CrystalNet
+from matminer_ed3d.networks.crystal_net import FEATURE_RANGE, CrystalNet
 from matminer_ed3d.networks.hierarchical_head import HierarchicalHead
 from matminer_ed3d.networks.operation_features import N_OPERATION_FEATURES
 from matminer_ed3d.networks.registry import build_network
@@ -66,14 +66,13 @@ class WithoutOperations(CrystalNet):
 
 
 class WithoutConvolution(CrystalNet):
-    """The default network whose convolutions see one voxel of density 1."""
+    """The default network whose head sees zeros in place of what the convolutions say."""
 
     def forward(self, batch: VoxelBatch, constants: torch.Tensor | None = None) -> torch.Tensor:
         """Logits."""
-        known = self.constants(batch) if constants is None else constants
-        first = torch.zeros_like(batch.coords[: batch.n_samples])
-        first[:, 0] = torch.arange(batch.n_samples)
-        return super().forward(replace(batch, coords=first, feats=torch.ones(batch.n_samples, 1)), known)
+        symmetry = self.scale(self.constants(batch) if constants is None else constants).clamp(-FEATURE_RANGE, FEATURE_RANGE)
+        n_pooled = self.pool_norm.num_features
+        return self.head(torch.cat([symmetry, symmetry.new_zeros(len(symmetry), n_pooled)], 1)).float()
 
 
 def fitted(
@@ -167,7 +166,7 @@ def of_clouds(structures: list[Any], targets: np.ndarray, options: dict[str, Sam
     """PointNet on clouds made in several ways."""
     for name, chosen in options.items():
         samples = [make_sample(structure, chosen, np.random.default_rng([5, i])) for i, structure in enumerate(structures)]
-        changes = {"max_epochs": 20, "batch_size": 32, "augmentations": ("rotation", "origin_shift"), "precision": "float32"}
+        changes = {"max_epochs": 10, "batch_size": 32, "augmentations": ("rotation", "origin_shift"), "precision": "float32"}
         yield summary(name, fitted(samples, targets, N_TRAIN, "pointnet", "small", **changes))
 
 
@@ -176,7 +175,7 @@ def of_boundaries(structures: list[Any], targets: np.ndarray) -> Iterator[dict[s
     periodic = [make_sample(structure, VOXEL_OPTIONS) for structure in structures]
     for name in ("periodic", "open"):
         samples = [sample if name == "periodic" else replace(sample, grid_shape=None) for sample in periodic]  # type: ignore[call-arg]
-        yield summary(name, fitted(samples, targets, N_TRAIN, "sparse_cnn", "small", max_epochs=10, batch_size=32))
+        yield summary(name, fitted(samples, targets, N_TRAIN, "sparse_cnn", "small", max_epochs=5, batch_size=32))
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -192,6 +192,9 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
     for axis, (name, (label, at)) in zip(axes[::2], panels.items(), strict=True):
         axis.semilogx(at, [point["accuracy"] for point in curves.get(name, [])], "o-", color="#3366aa")
+        axis.set_xticks(at, [f"{n:,}" for n in at])
+        axis.minorticks_off()
+        axis.set_ylim(0, 100)
         axis.set_xlabel(label)
     axes[0].set_ylabel("space group right, %")
     axes[2].set_ylabel("crystal system right, %")

@@ -3,8 +3,9 @@
 For each fill and layer it times, in turns, our engine (float32, bfloat16), dense circular conv3d on the boxes, and, in an interpreter
 that has it, MinkowskiEngine: forward, and forward with backward, minima over the rounds. Voxels are the densest of smooth random fields,
 8 samples of 8,000, kernel 3. Flops are useful ones: two for each pair of voxels that a kernel joins and each number of its weight; backward
-counts twice. The fraction is of the fastest product of two matrices of 1024 x 1024 in that precision, measured in every round. One
-JSON line per case. MinkowskiEngine knows no wrapping, so it convolves open space, where pairs are fewer; its flops count those.
+counts twice. The fraction is of the fastest product of two matrices of 1024 x 1024 in that precision, by torch.mm or by ours,
+measured in every round. One JSON line per case. MinkowskiEngine knows no wrapping, so it convolves open space, where pairs are fewer;
+its flops count those.
 """
 
 from __future__ import annotations
@@ -150,12 +151,18 @@ def our_calls(voxels: Any, shape: tuple[int, int, int, int], c_in: int, c_out: i
     return calls
 
 
-def peak(dtype_name: str) -> float:
-    """Return the fastest of ten matrix products, GFLOP/s."""
+def peaks_of(dtype_name: str) -> dict[str, float]:
+    """Return the fastest of ten matrix products by torch.mm and by our choice of library, GFLOP/s."""
     import torch
 
+    from matminer_ed3d.sparse.matrix_product import matrix_product
+
     square = torch.randn(1024, 1024).to(getattr(torch, dtype_name))
-    return 2 * 1024**3 / min(seconds(lambda: square @ square) for _ in range(10)) / 1e9
+    products = {f"torch.mm {dtype_name}": torch.mm, f"ours {dtype_name}": matrix_product}
+    return {
+        name: 2 * 1024**3 / min(seconds(lambda product=product: product(square, square)) for _ in range(10)) / 1e9
+        for name, product in products.items()
+    }
 
 
 def measure_layer(fill: float, c_in: int, c_out: int, minkowski: Minkowski | None, options: argparse.Namespace) -> None:
@@ -170,9 +177,10 @@ def measure_layer(fill: float, c_in: int, c_out: int, minkowski: Minkowski | Non
     for name in PRECISIONS:
         calls |= our_calls(voxels, shape, c_in, c_out, name, not options.no_dense)
     times: dict[str, list[tuple[float, ...]]] = {}
-    peaks = dict.fromkeys(PRECISIONS, 0.0)
+    peaks: dict[str, float] = {}
     for _ in range(options.repeats + 1):
-        peaks = {name: max(best, peak(name)) for name, best in peaks.items()}
+        for name in PRECISIONS:
+            peaks |= {which: max(peaks.get(which, 0.0), gflops) for which, gflops in peaks_of(name).items()}
         map_s = seconds(lambda: kernel_map(Voxels(coords, boxes), SIZE))
         for name, (forward, both) in calls.items():
             times.setdefault(name, []).append((seconds(forward), seconds(both), map_s))
@@ -184,11 +192,11 @@ def measure_layer(fill: float, c_in: int, c_out: int, minkowski: Minkowski | Non
         useful = 3 * flops["open" if name.startswith("Mink") else "periodic"] / both_s
         row: dict[str, Any] = {"fill": fill, "layer": f"{c_in}->{c_out}", "engine": name}
         row |= {"forward_ms": round(forward_s * 1e3, 1), "both_ms": round(both_s * 1e3, 1), "gflops": round(useful)}
-        row |= {"fraction_of_peak": round(useful / peaks[name.split()[-1]], 2)}
+        row |= {"fraction_of_peak": round(useful / max(value for which, value in peaks.items() if which.endswith(name.split()[-1])), 2)}
         if not name.startswith("dense"):
             row |= {"map_ms": round(map_s * 1e3, 1)}
         if name.startswith("Mink"):
-            row |= {"times_ours": round(both_s / best_of["ours float32"][1], 2)}
+            row |= {f"times_ours_{name}": round(both_s / best_of[f"ours {name}"][1], 2) for name in PRECISIONS}
         print(json.dumps(row), flush=True)
     print(json.dumps({"peak_gflops": {name: round(value) for name, value in peaks.items()}, "load": os.getloadavg()[0]}), flush=True)
 

@@ -3,7 +3,8 @@
 A kernel map is a table: for every output voxel and every kernel offset, the row of the input voxel found there. Voxels are
 looked up in a table of all cells of the batch's boxes, one integer per cell, so a map costs one gather. In a crystal the box is the
 cell and neighbours wrap round its faces; open space is a box with an empty margin wider than the kernel reaches, so that a wrapped
-neighbour is never occupied, and both take the same way.
+neighbour is never occupied, and both take the same way. The lines of the table along z go on beyond the box, by the images of its other
+end, so that what a kernel reaches along z stands side by side and is read at once.
 """
 
 from __future__ import annotations
@@ -102,13 +103,15 @@ class Voxels:
         if grid_shapes is not None:
             grid_shapes = grid_shapes.long()
             cells = coords[:, 1:]
-            if int(coords[:, 0].max()) >= len(grid_shapes) or bool(((cells < 0) | (cells >= grid_shapes[coords[:, 0]])).any()):
+            if int(coords[:, 0].max()) >= len(grid_shapes) or bool(
+                ((cells < 0) | (cells >= grid_shapes.index_select(0, coords[:, 0]))).any()
+            ):
                 raise ValueError("`coords` of periodic voxels must lie in [0, grid_shape) of their sample; take them modulo grid_shape")
         self.coords = coords
         self.grid_shapes = grid_shapes
         self._strided: dict[int, Voxels] = {}
         self._maps: dict[tuple[int, int, int], KernelMap] = {}
-        self._tables: dict[int, _CellTable] = {}
+        self._tables: dict[tuple[int, int], _CellTable] = {}
         self.of_backends: dict[Any, Any] = {}  # what engines with maps of their own made from these voxels; theirs alone
 
     @property
@@ -150,12 +153,13 @@ class Voxels:
             self._strided[stride] = Voxels(coarse, shapes)
         return self._strided[stride]
 
-    def table(self, margin: int) -> _CellTable:
-        """Return the table of the boxes' cells; `margin` empty cells keep open space from wrapping (unused when periodic)."""
-        margin = 0 if self.grid_shapes is not None else margin
-        if margin not in self._tables:
-            self._tables[margin] = _CellTable(self.coords, _Boxes.around(self.coords, self.grid_shapes, margin))
-        return self._tables[margin]
+    def table(self, below: int, above: int) -> _CellTable:
+        """Return the table of the boxes' cells, with lines along z that go on by so many cells at either end."""
+        if (below, above) not in self._tables:
+            # Open space: a neighbour that wraps must fall into an empty margin.
+            boxes = _Boxes.around(self.coords, self.grid_shapes, above if self.grid_shapes is None else 0)
+            self._tables[below, above] = _CellTable(self.coords, boxes, below, above)
+        return self._tables[below, above]
 
     def __repr__(self) -> str:
         space = "open" if self.grid_shapes is None else "periodic"
@@ -181,8 +185,12 @@ class _Boxes:
             shape = high - low + 1 + margin
         else:
             low, shape = torch.zeros_like(grid_shapes), grid_shapes
+        return cls.of_shape(low, shape)
+
+    @classmethod
+    def of_shape(cls, origin: Int[Tensor, "n_samples 3"], shape: Int[Tensor, "n_samples 3"]) -> _Boxes:
         n_cells = shape.prod(1)
-        return cls(low, shape, n_cells.cumsum(0) - n_cells)
+        return cls(origin, shape, n_cells.cumsum(0) - n_cells)
 
     @property
     def n_cells(self) -> int:
@@ -191,34 +199,65 @@ class _Boxes:
     def cell(self, coords: Int[Tensor, "n_voxels 4"]) -> Int[Tensor, " n_voxels"]:
         """Return the number of every voxel's cell among the cells of all boxes."""
         sample = coords[:, 0]
-        i, j, k = (coords[:, 1:] - self.origin[sample]).unbind(1)
-        _, ny, nz = self.shape[sample].unbind(1)
-        return ((i * ny + j) * nz + k) + self.first_cell[sample]
+        i, j, k = (coords[:, 1:] - self.origin.index_select(0, sample)).unbind(1)
+        ny, nz, first_cell = (n.index_select(0, sample) for n in (*self.shape[:, 1:].unbind(1), self.first_cell))
+        return ((i * ny + j) * nz + k) + first_cell
 
 
 class _CellTable:
     """The row of the voxel in a cell; `n_voxels` where the cell is empty."""
 
-    def __init__(self, coords: Int[Tensor, "n_voxels 4"], boxes: _Boxes) -> None:
-        self.boxes = boxes
+    def __init__(self, coords: Int[Tensor, "n_voxels 4"], boxes: _Boxes, below: int, above: int) -> None:
+        self.boxes, self.below = boxes, below
+        self.lines = _Boxes.of_shape(boxes.origin, boxes.shape + boxes.shape.new_tensor([0, 0, below + above]))
         self.n_voxels = len(coords)
-        cell = boxes.cell(coords)
         rows = torch.arange(self.n_voxels, dtype=torch.int32, device=coords.device)
-        self.is_dense = boxes.n_cells <= MAX_CELLS_PER_VOXEL * self.n_voxels + MAX_SPARE_CELLS
+        self.is_dense = self.lines.n_cells <= MAX_CELLS_PER_VOXEL * self.n_voxels + MAX_SPARE_CELLS
         if self.is_dense:
-            self.rows = rows.new_full((boxes.n_cells,), self.n_voxels)
+            self.rows = rows.new_full((self.lines.n_cells,), self.n_voxels)
+            cell = self.lines.cell(coords) + below
             self.rows[cell] = rows
-            is_unique = bool((self.rows[cell] == rows).all())
+            is_unique = bool((self.rows.index_select(0, cell) == rows).all())
+            self._continue_lines(coords, cell, rows, below, above)
         else:
-            self.cells, order = cell.sort()
+            self.cells, order = boxes.cell(coords).sort()
             self.rows = order.int()
             is_unique = bool((self.cells[1:] != self.cells[:-1]).all())
         if not is_unique:
             raise ValueError("`coords` must hold every voxel once, got some twice; merge them first")
 
-    def lookup(self, cell: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def _continue_lines(self, coords: Tensor, cell: Tensor, rows: Tensor, below: int, above: int) -> None:
+        """Write the images of the voxels along z, as many as lie within the lines."""
+        nz = self.boxes.shape[:, 2].index_select(0, coords[:, 0])
+        k = coords[:, 3] - self.boxes.origin[:, 2].index_select(0, coords[:, 0])
+        shortest = int(self.boxes.shape[:, 2].min())
+        for image in range(-below // shortest, 1 - (-above // shortest)):
+            if image:
+                place = k + image * nz
+                inside = ((place >= -below) & (place < nz + above)).nonzero()[:, 0]
+                self.rows[cell[inside] + image * nz[inside]] = rows[inside]
+
+    def neighbours(self, base: Int[Tensor, "3 n_out"], sample: Int[Tensor, " n_out"], steps: Int[Tensor, " k"]) -> Int[Tensor, "n_out k3"]:
+        """Return the rows of the voxels at ``base + (i, j, k)`` for all steps i, j, k, z fastest; `base` counts from the box's origin."""
+        # The coordinates of a neighbour are independent, so each is wrapped once per axis, not per offset; the voxels are the long axis,
+        # which stays the contiguous one until the end; and numbers have 32 bits where these suffice.
+        table = self.lines if self.is_dense else self.boxes
+        dtype = torch.int32 if table.n_cells < torch.iinfo(torch.int32).max else torch.int64
+        x, y, z = base.to(dtype)
+        of_box = torch.cat([self.boxes.shape, table.shape[:, 2:], table.first_cell[:, None]], 1).to(dtype)
+        nx, ny, nz, length, first_cell = of_box.index_select(0, sample).t()
+        steps = steps.to(base.device, dtype)
+        i, j = ((along + steps[:, None]).remainder(n) for along, n in ((x, nx), (y, ny)))
+        line = ((i * ny)[:, None] + j).mul_(length).add_(first_cell)
         if self.is_dense:
-            return self.rows.index_select(0, cell)
+            start = line.add_(z + (self.below + steps[0])).view(-1, len(sample)).t().reshape(-1)
+            spread = int(steps[-1] - steps[0])
+            windows = self.rows.as_strided((len(self.rows) - spread, len(steps)), (1, int(steps[1] - steps[0]) if spread else 1))
+            return windows.index_select(0, start).view(len(sample), -1)
+        cell = line[:, :, None] + (z + steps[:, None]).remainder(nz)
+        return self._searched(cell.view(-1)).view(-1, len(sample)).t().contiguous()
+
+    def _searched(self, cell: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         place = torch.searchsorted(self.cells, cell).clamp_(max=self.n_voxels - 1)
         return torch.where(self.cells[place] == cell, self.rows[place], self.n_voxels)
 
@@ -267,26 +306,10 @@ def kernel_map(voxels: Voxels, kernel_size: int, stride: int = 1, dilation: int 
     out = voxels.strided(stride)
     key = (kernel_size, stride, dilation)
     if key not in voxels._maps:
-        # Open space: a wrapped neighbour must fall into the margin. Strided outputs begin up to stride - 1 below the first voxel.
-        table = voxels.table(margin=dilation * int(_steps(kernel_size).max()) + stride - 1)
+        steps = dilation * _steps(kernel_size)
+        # Strided outputs begin up to stride - 1 below the first voxel, and end as far beyond the last.
+        table = voxels.table(below=-int(steps[0]) + stride - 1, above=int(steps[-1]) + stride - 1)
+        base = (stride * out.coords[:, 1:] - table.boxes.origin.index_select(0, out.batch_index)).t()
         is_symmetric = stride == 1 and kernel_size % 2 == 1
-        voxels._maps[key] = KernelMap(_neighbours(table, out.coords, kernel_size, stride, dilation), voxels.n_voxels, is_symmetric)
+        voxels._maps[key] = KernelMap(table.neighbours(base, out.batch_index, steps), voxels.n_voxels, is_symmetric)
     return voxels._maps[key], out
-
-
-def _neighbours(
-    table: _CellTable, out_coords: Int[Tensor, "n_out 4"], kernel_size: int, stride: int, dilation: int
-) -> Int[Tensor, "n_out n_offsets"]:
-    # The three coordinates of a neighbour are independent, so each is wrapped once per axis, not per offset. Offsets come first, so that
-    # the long axis is the contiguous one, and cells are numbered in 32 bits where these suffice: 4 times faster.
-    boxes = table.boxes
-    dtype = torch.int32 if boxes.n_cells < torch.iinfo(torch.int32).max else torch.int64
-    of_sample = torch.cat([boxes.origin, boxes.shape, boxes.first_cell[:, None]], 1)
-    of_voxel = of_sample.index_select(0, out_coords[:, 0]).t()
-    from_origin = (stride * out_coords[:, 1:].t() - of_voxel[:3]).to(dtype)
-    *shape, first_cell = of_voxel[3:].to(dtype)
-    steps = (dilation * _steps(kernel_size)).to(out_coords.device, dtype)[:, None]
-    i, j, k = ((place + steps).remainder(n) for place, n in zip(from_origin, shape, strict=True))
-    line = (i * shape[1])[:, None] + j
-    cell = line.mul_(shape[2]).add_(first_cell)[:, :, None] + k
-    return table.lookup(cell.view(-1)).view(kernel_size**3, -1).t().contiguous()

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from matminer_ed3d.sparse.matrix_product import matrix_product
 from matminer_ed3d.sparse.voxels import KernelMap
 
 __all__ = ["convolve"]
@@ -49,16 +50,9 @@ def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"]
         yield rows, gathered.view(rows.stop - start, -1)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _zeros_for_sums(like: Tensor, rows: int, columns: int) -> Tensor:
     # blocks are summed in float32 at least: thousands of bfloat16 partial sums would lose the small ones
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
-def _total_like(weight: Tensor, rows: int, columns: int) -> Tensor:
-    return torch.zeros(rows, columns, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+    return torch.zeros(rows, columns, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def _gather_then_multiply(
@@ -67,7 +61,7 @@ def _gather_then_multiply(
     flat = weight.reshape(-1, weight.shape[2])
     out = feats.new_empty(len(neighbours), weight.shape[2])
     for rows, gathered in _gathered(feats, neighbours):
-        torch.mm(gathered, flat, out=out[rows])
+        matrix_product(gathered, flat, out=out[rows])
     return out
 
 
@@ -79,7 +73,7 @@ def _multiply_then_gather(
     n_columns = max(8, PRODUCT_BYTES // (len(feats) * n_offsets * feats.element_size()))
     parts = []
     for part in torch.split(weight.permute(1, 0, 2), n_columns, dim=2):
-        products = (feats @ part.flatten(1)).view(len(feats) * n_offsets, -1)
+        products = matrix_product(feats, part.flatten(1)).view(len(feats) * n_offsets, -1)
         parts.append(functional.embedding_bag(entries, products, starts, mode="sum", include_last_offset=True))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
@@ -92,11 +86,11 @@ def _product(feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
 
 
 def _weight_gradient(feats: Tensor, grad: Tensor, kmap: KernelMap) -> Tensor:
-    n_offsets = kmap.neighbours.shape[1]
-    total = _total_like(feats, n_offsets * feats.shape[1], grad.shape[1])
+    n_offsets, c_in, c_out = kmap.neighbours.shape[1], feats.shape[1], grad.shape[1]
+    total = _zeros_for_sums(feats, c_out, n_offsets * c_in)
     for rows, gathered in _gathered(feats, kmap.neighbours):
-        _add_product(total, gathered.t(), grad[rows])
-    return total.view(n_offsets, feats.shape[1], grad.shape[1]).to(feats.dtype)
+        total += matrix_product(grad[rows].t(), gathered)
+    return total.view(c_out, n_offsets, c_in).permute(1, 2, 0).to(feats.dtype)
 
 
 def _both_gradients(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap) -> tuple[Tensor, Tensor]:
@@ -104,11 +98,11 @@ def _both_gradients(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap
     n_offsets, c_in, c_out = weight.shape
     flat = weight.transpose(1, 2).reshape(-1, c_in)
     grad_feats = torch.empty_like(feats)
-    total = _total_like(feats, n_offsets * c_out, c_in)
+    total = _zeros_for_sums(feats, c_in, n_offsets * c_out)
     for rows, gathered in _gathered(grad, kmap.inverse):
-        torch.mm(gathered, flat, out=grad_feats[rows])
-        _add_product(total, gathered.t(), feats[rows])
-    return grad_feats, total.view(n_offsets, c_out, c_in).transpose(1, 2).to(feats.dtype)
+        matrix_product(gathered, flat, out=grad_feats[rows])
+        total += matrix_product(feats[rows].t(), gathered)
+    return grad_feats, total.view(c_in, n_offsets, c_out).transpose(0, 1).to(feats.dtype)
 
 
 class _SparseConv(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from matminer_ed3d.sparse.voxels import KernelMap, Voxels, kernel_map
 
-__all__ = ["global_max_pool", "global_mean_pool", "sparse_max_pool", "sparse_mean_pool"]
+__all__ = ["global_max_pool", "global_mean_pool", "samples_together", "sparse_max_pool", "sparse_mean_pool"]
 
 
 def global_max_pool(feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int) -> Float[Tensor, "n_samples_ c"]:
@@ -31,27 +31,43 @@ def global_max_pool(feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"],
     (n_samples, c) float
         In float32 at least. Where values tie, each gets its share of the gradient, so a doubled cell gives the same gradients.
     """
-    feats = feats.to(torch.promote_types(feats.dtype, torch.float32))
-    return _GlobalMax.apply(feats, batch_index, n_samples)  # type: ignore[no-untyped-call]
+    feats, sizes, _ = samples_together(feats, batch_index, n_samples)
+    return _GlobalMax.apply(feats, sizes)  # type: ignore[no-untyped-call]
+
+
+def samples_together(
+    feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int
+) -> tuple[Float[Tensor, "n c"], list[int], Int[Tensor, " n"] | None]:
+    """Return rows in which those of a sample stand together, samples ascending, and how many each has.
+
+    The third is the order that the rows were taken in, None where they stood so already, as those of a batch do.
+    """
+    sizes = torch.bincount(batch_index, minlength=n_samples).tolist()
+    if bool((batch_index[1:] >= batch_index[:-1]).all()):
+        return feats, sizes, None
+    order = batch_index.argsort(stable=True)
+    return feats.index_select(0, order), sizes, order
 
 
 class _GlobalMax(torch.autograd.Function):
-    # the gradient of scatter_reduce gathers element by element, 2 to 4 times slower on a CPU than these whole rows
+    # sample by sample, whose rows stay in the caches of a CPU: 2 to 4 times as fast there as scatter_reduce and its gradient
 
     @staticmethod
-    def forward(ctx: Any, feats: Tensor, batch_index: Tensor, n_samples: int) -> Tensor:
-        out = feats.new_empty(n_samples, feats.shape[1])
-        out.scatter_reduce_(0, batch_index[:, None].expand_as(feats), feats, "amax", include_self=False)
-        ctx.save_for_backward(feats, batch_index, out)
-        return out
+    def forward(ctx: Any, feats: Tensor, sizes: list[int]) -> Tensor:
+        out = torch.stack([sample.amax(0) for sample in feats.split(sizes)])
+        ctx.save_for_backward(feats, out)
+        ctx.sizes = sizes
+        return out.to(torch.promote_types(feats.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        feats, batch_index, out = ctx.saved_tensors
-        is_max = (feats == out.index_select(0, batch_index)).to(feats.dtype)
-        n_ties = torch.zeros_like(out).index_add(0, batch_index, is_max)
-        return is_max.mul_((grad / n_ties).index_select(0, batch_index)), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        feats, out = ctx.saved_tensors
+        total = torch.empty_like(feats)
+        for sample, target, largest, share in zip(feats.split(ctx.sizes), total.split(ctx.sizes), out, grad, strict=True):
+            is_max = sample == largest
+            torch.mul(is_max, (share / is_max.sum(0)).to(feats.dtype), out=target)
+        return total, None
 
 
 def global_mean_pool(feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int) -> Float[Tensor, "n_samples_ c"]:

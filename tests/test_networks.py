@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from matminer_ed3d.networks.batching import PointBatch, VoxelBatch
+from matminer_ed3d.networks.blocks import VoxelBatchNorm
 from matminer_ed3d.networks.features import compress_density
 from matminer_ed3d.networks.pointnet import PointNet, SampleGroupNorm
 from matminer_ed3d.networks.registry import ARCHITECTURES, build_network
-from matminer_ed3d.networks.sparse_resnet import SparseResNet, VoxelBatchNorm
+from matminer_ed3d.networks.sparse_resnet import SparseResNet
 from matminer_ed3d.sparse.pooling import global_mean_pool
 from matminer_ed3d.sparse.voxels import Voxels
 
@@ -236,7 +237,7 @@ def test_widths_and_groups_are_those_of_the_constructor() -> None:
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="pointnet, sparse_cnn, got 'transformer'"):
         build_network("transformer", "small", 1, 1)
-    with pytest.raises(ValueError, match="small, paper, crystal, got 'large'"):
+    with pytest.raises(ValueError, match="small, paper, convnext, crystal, got 'large'"):
         build_network("sparse_cnn", "large", 1, 1)
     with pytest.raises(ValueError, match="`n_outputs` must be at least 1"):
         build_network("pointnet", "small", 1, 0)

@@ -7,7 +7,8 @@ voxel as an origin alike. Both see a crystal, not a box: shifting a periodic sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,24 +16,36 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matminer_ed3d.networks.batching import VoxelBatch
-from matminer_ed3d.networks.sparse_resnet import VoxelBatchNorm
+from matminer_ed3d.networks.blocks import Block, ConvNeXtBlock, VoxelBatchNorm, pool_samples, run_block
 from matminer_ed3d.networks.symmetry_features import N_SYMMETRY_FEATURES, symmetry_features
 from matminer_ed3d.sparse.convolution import SparseConv3d
-from matminer_ed3d.sparse.pooling import global_max_pool, global_mean_pool
 from matminer_ed3d.sparse.voxels import Voxels
 
-__all__ = ["CrystalNet"]
+__all__ = ["CrystalNet", "DilatedBlock"]
 
 FEATURE_RANGE = 8.0  # standard deviations; rarer values are held there
 
 
-class _DilatedBlock(nn.Module):
+class DilatedBlock(Block):
+    """One convolution beside the identity, normalised before it [1]_.
+
+    Parameters
+    ----------
+    width, dilation : int
+        Channels; voxels between neighbouring offsets.
+
+    References
+    ----------
+    .. [1] He et al., Identity mappings in deep residual networks, ECCV 2016.
+    """
+
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
         self.norm = VoxelBatchNorm(width)
         self.conv = SparseConv3d(width, width, dilation=dilation)
 
-    def forward(self, feats: Tensor, voxels: Voxels) -> Tensor:
+    def forward(self, feats: Float[Tensor, "n c"], voxels: Voxels) -> Float[Tensor, "n c"]:
+        """Return the new features."""
         return feats + self.conv(self.norm(feats).relu(), voxels)[0]
 
 
@@ -53,6 +66,10 @@ class CrystalNet(nn.Module):
         Hidden layers of the head.
     dropout : float
         In the head.
+    block : {"residual", "convnext"}
+        `DilatedBlock` or `ConvNeXtBlock`.
+    drop_path : float
+        Of `ConvNeXtBlock`.
     """
 
     def __init__(
@@ -63,11 +80,15 @@ class CrystalNet(nn.Module):
         dilations: Sequence[int] = (1, 2),
         head_widths: Sequence[int] = (768, 384),
         dropout: float = 0.3,
+        block: str = "residual",
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale = VoxelBatchNorm(N_SYMMETRY_FEATURES, affine=False)
         self.stem = SparseConv3d(n_channels, width)
-        self.blocks = nn.ModuleList(_DilatedBlock(width, dilation) for dilation in dilations)
+        blocks: dict[str, Callable[[int, int], Block]]
+        blocks = {"residual": DilatedBlock, "convnext": partial(ConvNeXtBlock, drop_path=drop_path)}
+        self.blocks = nn.ModuleList(blocks[block](width, dilation) for dilation in dilations)
         self.pool_norm = VoxelBatchNorm(2 * width)
         sizes = [N_SYMMETRY_FEATURES + 2 * width, *head_widths]
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
@@ -87,7 +108,7 @@ class CrystalNet(nn.Module):
         density = batch.feats[kept]
         feats, _ = self.stem(density.sign() * density.abs().log1p(), voxels)
         for block in self.blocks:
-            feats = block(feats, voxels)
-        pooled = [pool(feats, voxels.batch_index, batch.n_samples) for pool in (global_mean_pool, global_max_pool)]
-        outputs: Tensor = self.head(torch.cat([symmetry, self.pool_norm(torch.cat(pooled, 1))], 1))
+            feats = run_block(block, feats, voxels)
+        pooled = pool_samples(feats, voxels, batch.n_samples, "mean_max")
+        outputs: Tensor = self.head(torch.cat([symmetry, self.pool_norm(pooled)], 1))
         return outputs.float()

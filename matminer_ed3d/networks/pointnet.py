@@ -48,7 +48,7 @@ class SampleGroupNorm(nn.Module):
         if len(set(sizes)) == 1:
             normal = self._normalised(together, n_samples)
         else:
-            normal = torch.cat([self._normalised(sample, 1) for sample in together.split(sizes)])
+            normal = torch.cat([self._normalised(sample, 1) for sample in torch.split(together, sizes)])
         return normal if order is None else torch.empty_like(normal).index_copy(0, order, normal)
 
     def _normalised(self, feats: Tensor, n_samples: int) -> Tensor:

@@ -10,6 +10,8 @@ from torch import nn
 from matminer_ed3d.networks.crystal_net import CrystalNet
 from matminer_ed3d.networks.hierarchical_head import HierarchicalHead
 from matminer_ed3d.networks.pointnet import PointNet
+from matminer_ed3d.networks.pointnet2 import PointNet2, Stage
+from matminer_ed3d.networks.sparse_convnext import SparseConvNeXt
 from matminer_ed3d.networks.sparse_resnet import SparseResNet
 
 __all__ = ["ARCHITECTURES", "build_network"]
@@ -23,6 +25,11 @@ def _pointnet_paper(n_channels: int, n_outputs: int) -> nn.Module:
     return PointNet(n_channels, n_outputs, widths=(64, 128, 1024), n_groups=32, head_widths=(512, 256), compress=False)
 
 
+def _pointnet2(n_channels: int, n_outputs: int) -> nn.Module:
+    stages = (Stage(128, 32, 1.5, (32, 64)), Stage(32, 16, 4.0, (128, 128)))
+    return PointNet2(n_channels, n_outputs, stages, widths=(256, 512), head_widths=(256,), periodic=False)
+
+
 def _sparse_small(n_channels: int, n_outputs: int) -> nn.Module:
     return SparseResNet(n_channels, n_outputs, widths=(16, 32, 64, 64), n_blocks=(0, 1, 1, 1), strides=(1, 2, 2, 2))
 
@@ -32,14 +39,18 @@ def _sparse_paper(n_channels: int, n_outputs: int) -> nn.Module:
     return SparseResNet(n_channels, n_outputs, widths, n_blocks, strides, compress=False)
 
 
+def _sparse_convnext(n_channels: int, n_outputs: int) -> nn.Module:
+    return SparseConvNeXt(n_channels, n_outputs, widths=(16, 32, 64, 96), n_blocks=(0, 1, 2, 1), strides=(1, 2, 2, 2))
+
+
 def _crystal(n_channels: int, n_outputs: int) -> nn.Module:
     return CrystalNet(n_channels, n_outputs)
 
 
 # family -> architecture -> builder(n_channels, n_outputs)
 ARCHITECTURES: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
-    "pointnet": {"small": _pointnet_small, "paper": _pointnet_paper},
-    "sparse_cnn": {"small": _sparse_small, "paper": _sparse_paper, "crystal": _crystal},
+    "pointnet": {"small": _pointnet_small, "paper": _pointnet_paper, "pointnet2": _pointnet2},
+    "sparse_cnn": {"small": _sparse_small, "paper": _sparse_paper, "convnext": _sparse_convnext, "crystal": _crystal},
 }
 
 

@@ -9,50 +9,14 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from matminer_ed3d.networks.batching import VoxelBatch
+from matminer_ed3d.networks.blocks import ConvNorm, ResidualBlock, run_block
 from matminer_ed3d.networks.features import compress_density
-from matminer_ed3d.sparse.convolution import SparseConv3d
 from matminer_ed3d.sparse.pooling import global_max_pool
 from matminer_ed3d.sparse.voxels import Voxels
 
-__all__ = ["SparseResNet", "VoxelBatchNorm"]
-
-
-class VoxelBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over all voxels of a batch; a batch of one voxel, which has no variance, takes the running statistics."""
-
-    def forward(self, input: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Return the normalised features."""
-        if self.training and len(input) == 1:
-            return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(input)
-
-
-class _ConvNorm(nn.Module):
-    def __init__(self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = SparseConv3d(c_in, c_out, kernel_size, stride)
-        self.norm = VoxelBatchNorm(c_out)
-
-    def forward(self, feats: Tensor, voxels: Voxels) -> tuple[Tensor, Voxels]:
-        feats, voxels = self.conv(feats, voxels)
-        return self.norm(feats), voxels
-
-
-class _ResidualBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.first = _ConvNorm(c_in, c_out)
-        self.second = _ConvNorm(c_out, c_out)
-        self.shortcut = None if c_in == c_out else _ConvNorm(c_in, c_out, kernel_size=1)
-
-    def forward(self, feats: Tensor, voxels: Voxels) -> tuple[Tensor, Voxels]:
-        short = feats if self.shortcut is None else self.shortcut(feats, voxels)[0]
-        feats, _ = self.first(feats, voxels)
-        feats, _ = self.second(feats.relu(), voxels)
-        return feats.relu() + short, voxels
+__all__ = ["SparseResNet"]
 
 
 class _Stage(nn.Module):
@@ -61,14 +25,14 @@ class _Stage(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int, n_blocks: int) -> None:
         super().__init__()
         c_mid = c_in if stride > 1 and n_blocks > 0 else c_out
-        self.entry = _ConvNorm(c_in, c_mid, stride=stride)
-        self.blocks = nn.ModuleList(_ResidualBlock(c_mid if i == 0 else c_out, c_out) for i in range(n_blocks))
+        self.entry = ConvNorm(c_in, c_mid, stride=stride)
+        self.blocks = nn.ModuleList(ResidualBlock(c_mid if i == 0 else c_out, c_out) for i in range(n_blocks))
 
     def forward(self, feats: Tensor, voxels: Voxels) -> tuple[Tensor, Voxels]:
         feats, voxels = self.entry(feats, voxels)
         feats = feats.relu()
         for block in self.blocks:
-            feats, voxels = block(feats, voxels)
+            feats = run_block(block, feats, voxels)
         return feats, voxels
 
 

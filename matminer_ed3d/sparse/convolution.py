@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -152,6 +154,18 @@ def set_backend(module: nn.Module, name: str) -> None:
 def checkpointed(module: nn.Module, *inputs: Any) -> Any:
     """Call ``module(*inputs)`` and keep nothing of it for the gradient but its inputs; the rest is computed again: less memory, more time.
 
-    Statistics that a module gathers in its forward pass, as batch normalisation does, are gathered twice.
+    Running statistics, as of batch normalisation, are gathered in the first pass only.
     """
-    return checkpoint(module, *inputs, use_reentrant=False)
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _without_statistics(module)))
+
+
+@contextmanager
+def _without_statistics(module: nn.Module) -> Iterator[None]:
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -54,7 +54,7 @@ class _GlobalMax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, feats: Tensor, sizes: list[int]) -> Tensor:
-        out = torch.stack([sample.amax(0) for sample in feats.split(sizes)])
+        out = torch.stack([sample.amax(0) for sample in torch.split(feats, sizes)])
         ctx.save_for_backward(feats, out)
         ctx.sizes = sizes
         return out.to(torch.promote_types(feats.dtype, torch.float32))
@@ -64,7 +64,7 @@ class _GlobalMax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         feats, out = ctx.saved_tensors
         total = torch.empty_like(feats)
-        for sample, target, largest, share in zip(feats.split(ctx.sizes), total.split(ctx.sizes), out, grad, strict=True):
+        for sample, target, largest, share in zip(torch.split(feats, ctx.sizes), torch.split(total, ctx.sizes), out, grad, strict=True):
             is_max = sample == largest
             torch.mul(is_max, (share / is_max.sum(0)).to(feats.dtype), out=target)
         return total, None

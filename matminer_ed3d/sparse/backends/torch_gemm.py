@@ -30,7 +30,7 @@ from matminer_ed3d.sparse.voxels import KernelMap
 __all__ = ["convolve"]
 
 # Bytes of gathered neighbours in one block: within the caches of a CPU; on a GPU enough rows to fill it.
-CPU_BLOCK_BYTES = 1 << 22
+CPU_BLOCK_BYTES = 1 << 22  # for each thread
 GPU_BLOCK_BYTES = 1 << 29
 PRODUCT_BYTES = 1 << 28
 
@@ -39,7 +39,7 @@ def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"]
     """Yield blocks of output rows and the features of their neighbours, (rows, k c); each block takes the place of the one before."""
     n_out, n_offsets = neighbours.shape
     padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # row n_in: the absent neighbour
-    block_bytes = CPU_BLOCK_BYTES if feats.device.type == "cpu" else GPU_BLOCK_BYTES
+    block_bytes = CPU_BLOCK_BYTES * torch.get_num_threads() if feats.device.type == "cpu" else GPU_BLOCK_BYTES
     n_rows = min(n_out, max(64, block_bytes // (n_offsets * feats.shape[1] * feats.element_size())))
     block = feats.new_empty(n_rows * n_offsets, feats.shape[1])
     for start in range(0, n_out, n_rows):

@@ -1,0 +1,164 @@
+"""Learning curves of networks that see a density only: python benchmarks/learning_curves/small_networks.py mp.parquet FOLDER OUT.json.
+
+FOLDER holds the samples of prepare.py. Every network learns space groups through a hierarchical head, so that each run gives all three
+targets. Of the rows of the split ``validation`` a fifth is asked after every epoch, and the others once, at the end: those are the numbers.
+The test split is not touched. Curves, each point written to OUT.json as it comes (what is there is not made again):
+
+networks   PointNet, PointNet++, residual and ConvNeXt-like sparse networks on the same crystals
+size       PointNet and the residual network against the number of training crystals
+points     PointNet against the number of points of a cloud, the densest ones
+sampling   a random grid point of a voxel against its mean, for PointNet and the residual network
+boundary   the residual network with neighbours across the faces of the cell, and the same voxels in open space, in two protocols
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prepare import read
+
+from matminer_ed3d import labels
+from matminer_ed3d.datasets import read_structures
+from matminer_ed3d.networks.registry import build_network
+from matminer_ed3d.representations import PointCloud, Sample
+from matminer_ed3d.training import TrainingOptions, network_outputs, seeded_network, train
+
+TARGETS = tuple(labels.TARGETS)
+OPTIONS = TrainingOptions(
+    learning_rate=2e-3, batch_size=32, early_stopping=None, ema_decay=0.995, precision="bf16", validation_fraction=0.0
+)
+EPOCHS = {"pointnet": 30, "sparse_cnn": 12}
+POINTNET, RESNET = ("pointnet", "small"), ("sparse_cnn", "small")
+
+Run = tuple[str, dict[str, Any]]  # what it shows; arguments of `result_of`
+
+
+def runs() -> dict[str, list[Run]]:
+    """Name every point of every curve."""
+    points, voxels = {"kind": "points_mean"}, {"kind": "voxels_mean"}
+    return {
+        "networks": [
+            ("PointNet, 3 layers", {"network": POINTNET, **points}),
+            ("PointNet++", {"network": ("pointnet", "pointnet2"), **points}),
+            ("PointNet of the paper", {"network": ("pointnet", "paper"), **points, "epochs": 10}),
+            ("residual sparse CNN", {"network": RESNET, **voxels}),
+            ("ConvNeXt-like sparse CNN", {"network": ("sparse_cnn", "convnext"), **voxels}),
+        ],
+        "size": [
+            (f"{name}, {n} crystals", {"network": network, **kind, "n_train": n})
+            for name, network, kind in (("PointNet", POINTNET, points), ("residual sparse CNN", RESNET, voxels))
+            for n in (1000, 4000, 16000)
+        ],
+        "points": [(f"{n} points", {"network": POINTNET, **points, "max_points": n}) for n in (64, 256, 1024)],
+        "sampling": [
+            (f"{name}, {reduction}", {"network": network, "kind": f"{kind}_{reduction}"})
+            for name, network, kind in (("PointNet", POINTNET, "points"), ("residual sparse CNN", RESNET, "voxels"))
+            for reduction in ("random", "mean")
+        ],
+        "boundary": [
+            (f"{protocol}, {boundary}", {"network": RESNET, "protocol": protocol, **voxels, "open_space": boundary == "open"})
+            for protocol in ("conventional", "primitive")
+            for boundary in ("periodic", "open")
+        ],
+    }
+
+
+def densest(cloud: PointCloud, n: int) -> PointCloud:
+    """Keep the densest points up to `n`, equal ones together, as ``max_points`` does."""
+    values = cloud.feats[:, 0]
+    if len(values) <= n:
+        return cloud
+    kept = values > np.sort(values)[-n - 1]
+    kept = kept if kept.any() else values == values.max()
+    return replace(cloud, coords=cloud.coords[kept], feats=cloud.feats[kept])
+
+
+def result_of(
+    folder: Path,
+    numbers: np.ndarray,
+    network: tuple[str, str],
+    kind: str,
+    protocol: str = "conventional",
+    n_train: int | None = None,
+    max_points: int | None = None,
+    open_space: bool = False,
+    epochs: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train one network, ask it."""
+    samples, rows, n_taught = read(folder / f"{protocol}_{kind}.npz", n_train)
+    if max_points:
+        samples = [densest(sample, max_points) for sample in samples]  # type: ignore[arg-type]
+    if open_space:
+        samples = [replace(sample, grid_shape=None) for sample in samples]  # type: ignore[call-arg]
+    first_asked = n_taught + (len(samples) - n_taught) // 5
+    classes, codes = np.unique(numbers[rows], return_inverse=True)
+    built = seeded_network(lambda: build_network(*network, 1, len(classes), classes.tolist()), seed)
+    history = train(
+        built,
+        samples[:first_asked],
+        codes[:first_asked].astype(np.int64),
+        options=replace(OPTIONS, max_epochs=epochs or EPOCHS[network[0]], seed=seed),
+        validation=np.arange(n_taught, first_asked),
+        verbose=1,
+    )
+    asked: list[Sample] = samples[first_asked:]
+    proba = np.exp(network_outputs(built, asked, batch_size=32))
+    right = {target: accuracy(proba, classes, numbers[rows[first_asked:]], target) for target in TARGETS}
+    return {
+        "accuracy": {target: round(100 * value, 2) for target, value in right.items()},
+        "n_train": n_taught,
+        "n_asked": len(asked),
+        "n_weights": sum(parameter.numel() for parameter in built.parameters()),
+        "by_epoch": [round(100 * entry["val_score"], 1) for entry in history],
+        "samples_per_second": round(float(np.median([entry["samples_per_second"] for entry in history]))),
+        "seconds": round(sum(entry["seconds"] for entry in history)),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def accuracy(proba: np.ndarray, classes: np.ndarray, truth: np.ndarray, target: str) -> float:
+    """Share of right answers for a target, of which the probability is the sum over its space groups."""
+    of_class, of_truth = (np.array(labels.target_of(values, target)) for values in (classes, truth))
+    names, column = np.unique(of_class, return_inverse=True)
+    sums = np.zeros((len(proba), len(names)))
+    np.add.at(sums.T, column, proba.T)
+    return float((names[sums.argmax(1)] == of_truth).mean())
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("structures", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=runs(), default=list(runs()))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--epochs", type=int, help="of all networks (default: 30 of point networks, 12 of sparse ones)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    numbers = np.array(read_structures(args.structures).values("sg_symprec_01")).astype(int)
+    made: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    run: Callable[..., dict[str, Any]] = result_of
+    for curve in args.only:
+        for shown, arguments in runs()[curve]:
+            key = json.dumps({**arguments, "seed": args.seed}, sort_keys=True)  # one run may stand in several curves
+            if key not in made:
+                start = time.perf_counter()
+                made[key] = run(args.folder, numbers, **{**arguments, "epochs": args.epochs or arguments.get("epochs"), "seed": args.seed})
+                args.out.write_text(json.dumps(made, indent=1))
+                print(curve, shown, round(time.perf_counter() - start), "s", made[key]["accuracy"], file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

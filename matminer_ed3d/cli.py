@@ -107,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--model-out", required=True, type=Path, metavar="PATH", help="the weights, .safetensors")
     train.add_argument("--family", choices=("sparse_cnn", "pointnet"), default="sparse_cnn", help="default: %(default)s")
     train.add_argument(
-        "--architecture", default="small", help="small, paper or crystal, which brings the shipped model's samples (default: %(default)s)"
+        "--architecture",
+        default="small",
+        help="small; paper; pointnet2 (pointnet); convnext or crystal, which brings the shipped model's samples (default: %(default)s)",
     )
     train.add_argument("--channels", default="total", metavar="A,B", help="default: %(default)s")
     train.add_argument("--voxel-size", type=float, metavar="A", help="in Å (default: that of the estimator)")
@@ -134,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--hierarchical", action="store_true", default=None, help="teach crystal system, extinction group and space group at once"
     )
     train.add_argument("--backend", metavar="NAME", help="of sparse convolutions: auto, torch, triton, minkowski or spconv (default: auto)")
+    train.add_argument("--checkpointing", action="store_true", default=None, help="sparse_cnn: less memory, more time")
     train.add_argument("--ema-decay", type=float, metavar="F", help="average the weights (default: no average)")
     train.add_argument("--augment", default="", metavar="A,B", help="augmentations, by name")
     train.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="default: %(default)s")
@@ -402,6 +405,7 @@ def _train(options: argparse.Namespace) -> int:
         label_smoothing=options.label_smoothing,
         hierarchical=options.hierarchical,
         backend=options.backend,
+        checkpointing=options.checkpointing,
         learning_rate=options.learning_rate,
         augmentations=_names(options.augment),
         precision=options.precision,

@@ -48,6 +48,7 @@ FITTED = ("module_", "classes_", "target_scale_", "history_", "sample_options_",
 ROWS_AT_ONCE = 16  # batches whose samples are held at once in a prediction
 RUN_ONLY = (
     "backend",
+    "checkpointing",
     "device",
     "devices",
     "random_state",
@@ -102,7 +103,9 @@ _VOXEL_PARAMETERS = """
     multiple_of, d_min, max_voxels, standardize
         As in :class:`matminer_ed3d.samples.SampleOptions`.
     backend : {"auto", "torch", "triton", "minkowski", "spconv"}
-        What computes the sparse convolutions; the weights are the same for all."""
+        What computes the sparse convolutions; the weights are the same for all.
+    checkpointing : bool
+        Keep only the inputs of each block of the network for the gradient, and compute the rest again: less memory, more time."""
 _CLASSIFIER_PARAMETERS = """
     class_weight : dict, "balanced" or None
         Weight of each class in the loss, times `sample_weight`.
@@ -359,12 +362,14 @@ class _Estimator(BaseEstimator):
 
     def _build_network(self, seed: int) -> Any:
         from matminer_ed3d import training
+        from matminer_ed3d.networks.blocks import set_checkpointing
         from matminer_ed3d.networks.registry import build_network
         from matminer_ed3d.sparse.convolution import set_backend
 
         channels, outputs, numbers = len(self.sample_options_.channels), self._n_outputs(), self._space_group_numbers()
         network = training.seeded_network(lambda: build_network(self.family, self.architecture, channels, outputs, numbers), seed)
         set_backend(network, getattr(self, "backend", "auto"))
+        set_checkpointing(network, getattr(self, "checkpointing", False))
         return network
 
     def _n_outputs(self) -> int:
@@ -539,6 +544,7 @@ class _SparseCNN(_Estimator):
     max_voxels: int | None
     standardize: bool
     backend: str
+    checkpointing: bool
 
 
 @_with_parameters
@@ -547,8 +553,9 @@ class PointNetClassifier(_Classifier, _PointNet):
 
     Parameters
     ----------
-    architecture : {"small", "paper"}
-        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores.
+    architecture : {"small", "paper", "pointnet2"}
+        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores;
+        ``pointnet2`` is a PointNet++, which looks at neighbourhoods of points.
     {shared}
 
     Examples
@@ -599,8 +606,9 @@ class PointNetRegressor(_Regressor, _PointNet):
 
     Parameters
     ----------
-    architecture : {"small", "paper"}
-        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores.
+    architecture : {"small", "paper", "pointnet2"}
+        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores;
+        ``pointnet2`` is a PointNet++, which looks at neighbourhoods of points.
     {shared}
 
     Examples
@@ -648,9 +656,10 @@ class SparseCNNClassifier(_Classifier, _SparseCNN):
 
     Parameters
     ----------
-    architecture : {"small", "paper", "crystal"}
+    architecture : {"small", "convnext", "paper", "crystal"}
         ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7, and takes the paper's sampling
-        where a parameter is ``auto``; ``small`` trains on two CPU cores; ``crystal`` is the shipped model's network.
+        where a parameter is ``auto``; ``small`` trains on two CPU cores, and so does ``convnext``, of ConvNeXt-like blocks; ``crystal`` is
+        the shipped model's network.
     {shared}
 
     Examples
@@ -689,6 +698,7 @@ class SparseCNNClassifier(_Classifier, _SparseCNN):
         device: str = "auto",
         devices: int = 1,
         backend: str = "auto",
+        checkpointing: bool = False,
         random_state: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         n_jobs: int | None = 1,
@@ -707,9 +717,10 @@ class SparseCNNRegressor(_Regressor, _SparseCNN):
 
     Parameters
     ----------
-    architecture : {"small", "paper", "crystal"}
+    architecture : {"small", "convnext", "paper", "crystal"}
         ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7, and takes the paper's sampling
-        where a parameter is ``auto``; ``small`` trains on two CPU cores; ``crystal`` is the shipped model's network.
+        where a parameter is ``auto``; ``small`` trains on two CPU cores, and so does ``convnext``, of ConvNeXt-like blocks; ``crystal`` is
+        the shipped model's network.
     {shared}
 
     Examples
@@ -748,6 +759,7 @@ class SparseCNNRegressor(_Regressor, _SparseCNN):
         device: str = "auto",
         devices: int = 1,
         backend: str = "auto",
+        checkpointing: bool = False,
         random_state: Any = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         n_jobs: int | None = 1,

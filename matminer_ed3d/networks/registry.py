@@ -64,8 +64,8 @@ def build_network(
     family : {"pointnet", "sparse_cnn"}
         What it eats: a `PointBatch` or a `VoxelBatch`.
     architecture : str
-        ``small`` trains on two CPU cores, ``paper`` is that of Kim et al. (2024) and wants a GPU; ``crystal`` (sparse_cnn only) sees
-        the lattice and the periodic cell.
+        ``small`` trains on two CPU cores, ``paper`` is that of Kim et al. (2024) and wants a GPU; ``pointnet2`` (pointnet) looks at
+        neighbourhoods, ``convnext`` (sparse_cnn) has ConvNeXt-like blocks, ``crystal`` (sparse_cnn) sees the lattice and the periodic cell.
     n_channels : int
         Densities of each point or voxel.
     n_outputs : int

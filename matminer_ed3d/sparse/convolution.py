@@ -161,11 +161,16 @@ def checkpointed(module: nn.Module, *inputs: Any) -> Any:
 
 @contextmanager
 def _without_statistics(module: nn.Module) -> Iterator[None]:
-    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [
+        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.num_batches_tracked is not None
+    ]
+    for norm, *_ in before:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, counter, n_batches in before:
+            norm.momentum = momentum
+            counter.copy_(n_batches)

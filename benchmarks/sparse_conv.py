@@ -1,11 +1,11 @@
-"""Layers of sparse convolution: python benchmarks/sparse_conv.py [--threads 2] [--fills 1 0.5 0.25] [--minkowski PYTHON].
+"""Layers of sparse convolution: python benchmarks/sparse_conv.py [--threads 2] [--device cuda] [--fills 1 0.5 0.25] [--minkowski PYTHON].
 
-For each fill and layer it times, in turns, our engine (float32, bfloat16), dense circular conv3d on the boxes, and, in an interpreter
-that has it, MinkowskiEngine: forward, and forward with backward, minima over the rounds. Voxels are the densest of smooth random fields,
-8 samples of 8,000, kernel 3. Flops are useful ones: two for each pair of voxels that a kernel joins and each number of its weight; backward
-counts twice. The fraction is of the fastest product of two matrices of 1024 x 1024 in that precision, by torch.mm or by ours,
-measured in every round. One JSON line per case. MinkowskiEngine knows no wrapping, so it convolves open space, where pairs are fewer;
-its flops count those.
+For each fill and layer it times, in turns, our engine by every backend that is installed for the device (float32, bfloat16; spconv
+float32, float16), dense circular conv3d on the boxes, and, in an interpreter that has it, MinkowskiEngine: forward, and forward with
+backward, minima over the rounds. Voxels are the densest of smooth random fields, 8 samples of 8,000, kernel 3. Flops are useful ones: two
+for each pair of voxels that a kernel joins and each number of its weight; backward counts twice. The fraction is of the fastest product
+of two matrices of 1024 x 1024 (8192 x 8192 on a GPU) in that precision, by torch.mm or by ours, measured in every round. One JSON line per
+case. MinkowskiEngine and spconv know no wrapping, so they convolve open space, where pairs are fewer; their flops count those.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 N_SAMPLES, N_VOXELS, SIZE = 8, 8000, 3
 PRECISIONS = ("float32", "bfloat16")
+OURS = "ours"  # backend torch
 LAYERS = ((32, 32), (64, 128), (128, 128), (256, 256))
 
 Calls = tuple[Callable[[], object], Callable[[], object]]  # forward; forward and backward
@@ -45,9 +48,15 @@ def smooth_boxes(fill: float) -> tuple[Any, Any, tuple[int, int, int, int]]:
 
 def seconds(call: Callable[[], object]) -> float:
     """Return the time of one call: of a single thread the time on a CPU, which other processes hardly change."""
-    clock = time.thread_time if os.environ["OMP_NUM_THREADS"] == "1" else time.perf_counter
+    torch = sys.modules["torch"]
+    on_gpu = torch.cuda.is_initialized()
+    clock = time.thread_time if os.environ["OMP_NUM_THREADS"] == "1" and not on_gpu else time.perf_counter
+    if on_gpu:
+        torch.cuda.synchronize()
     started = clock()
     call()
+    if on_gpu:
+        torch.cuda.synchronize()
     return clock() - started
 
 
@@ -125,22 +134,40 @@ class Minkowski:
         return dict(json.loads(answer))
 
 
-def our_calls(voxels: Any, shape: tuple[int, int, int, int], c_in: int, c_out: int, dtype_name: str, with_dense: bool) -> dict[str, Calls]:
+def backends_of(device: str, dtype_name: str) -> list[str]:
+    """Name the backends that compute on a device in a precision and are installed."""
+    if device == "cpu":
+        return ["torch"] if dtype_name != "float16" else []
+    which = {"torch": "torch", "triton": "triton"} if dtype_name != "float16" else {}
+    if dtype_name != "bfloat16":
+        which["spconv"] = "spconv"
+    return [backend for backend, package in which.items() if find_spec(package)]
+
+
+def our_calls(
+    voxels: dict[str, Any], shape: tuple[int, int, int, int], c_in: int, c_out: int, dtype_name: str, options: argparse.Namespace
+) -> dict[str, Calls]:
     """Return the passes of our engine, and of dense convolution with our padding of the boxes and with torch's, in one precision."""
     import torch
     from torch.nn import functional
 
     from matminer_ed3d.sparse import dense
-    from matminer_ed3d.sparse.convolution import sparse_conv
+    from matminer_ed3d.sparse.backends import Kernel, convolve, convolve_map
     from matminer_ed3d.sparse.voxels import kernel_map
 
     def leaf(tensor: Any) -> Any:
-        return tensor.detach().to(getattr(torch, dtype_name)).requires_grad_()
+        return tensor.detach().to(options.device, getattr(torch, dtype_name)).requires_grad_()
 
-    kmap, _ = kernel_map(voxels, SIZE)
-    feats, weight = leaf(torch.randn(voxels.n_voxels, c_in)), leaf(torch.randn(SIZE**3, c_in, c_out) * 0.05)
-    calls = {f"ours {dtype_name}": pair_of_calls(lambda: sparse_conv(feats, weight, kmap, "torch"), [feats, weight])}
-    if with_dense:
+    kmap, _ = kernel_map(voxels["periodic"], SIZE)  # not through `convolve`, which takes full boxes to dense convolution
+    feats, weight = leaf(torch.randn(kmap.n_in, c_in)), leaf(torch.randn(SIZE**3, c_in, c_out) * 0.05)
+    calls = {}
+    for backend in backends_of(options.device, dtype_name):
+        if backend == "spconv":
+            run = partial(lambda name: convolve(feats, weight, voxels["open"], Kernel(SIZE), name)[0], backend)
+        else:
+            run = partial(convolve_map, feats, weight, kmap, backend)
+        calls[f"{OURS if backend == 'torch' else backend} {dtype_name}"] = pair_of_calls(run, [feats, weight])
+    if not options.no_dense and dtype_name != "float16":
         rows = leaf(torch.randn(shape).flatten()[:, None].repeat(1, c_in))
         calls[f"dense, our padding {dtype_name}"] = pair_of_calls(lambda: dense.convolve(rows, weight, shape, SIZE), [rows, weight])
         grid = leaf(torch.randn(shape[0], c_in, *shape[1:]).to(memory_format=torch.channels_last_3d))
@@ -151,16 +178,17 @@ def our_calls(voxels: Any, shape: tuple[int, int, int, int], c_in: int, c_out: i
     return calls
 
 
-def peaks_of(dtype_name: str) -> dict[str, float]:
+def peaks_of(dtype_name: str, device: str) -> dict[str, float]:
     """Return the fastest of ten matrix products by torch.mm and by our choice of library, GFLOP/s."""
     import torch
 
     from matminer_ed3d.sparse.matrix_product import matrix_product
 
-    square = torch.randn(1024, 1024).to(getattr(torch, dtype_name))
-    products = {f"torch.mm {dtype_name}": torch.mm, f"ours {dtype_name}": matrix_product}
+    n = 1024 if device == "cpu" else 8192
+    square = torch.randn(n, n).to(device, getattr(torch, dtype_name))
+    products = {f"torch.mm {dtype_name}": torch.mm, f"{OURS} {dtype_name}": matrix_product}
     return {
-        name: 2 * 1024**3 / min(seconds(lambda product=product: product(square, square)) for _ in range(10)) / 1e9
+        name: 2 * n**3 / min(seconds(lambda product=product: product(square, square)) for _ in range(10)) / 1e9
         for name, product in products.items()
     }
 
@@ -170,17 +198,19 @@ def measure_layer(fill: float, c_in: int, c_out: int, minkowski: Minkowski | Non
     from matminer_ed3d.sparse.voxels import Voxels, kernel_map
 
     coords, boxes, shape = smooth_boxes(fill)
-    voxels = Voxels(coords, boxes)
-    maps = {"periodic": kernel_map(voxels, SIZE)[0], "open": kernel_map(Voxels(coords, None), SIZE)[0]}
+    coords, boxes = coords.to(options.device), boxes.to(options.device)
+    voxels = {"periodic": Voxels(coords, boxes), "open": Voxels(coords, None)}
+    maps = {space: kernel_map(those, SIZE)[0] for space, those in voxels.items()}
     flops = {space: 2 * c_in * c_out * int((kmap.neighbours < kmap.n_in).sum()) / 1e9 for space, kmap in maps.items()}
+    precisions = PRECISIONS if options.device == "cpu" else (*PRECISIONS, "float16")
     calls: dict[str, Calls] = {}
-    for name in PRECISIONS:
-        calls |= our_calls(voxels, shape, c_in, c_out, name, not options.no_dense)
+    for name in precisions:
+        calls |= our_calls(voxels, shape, c_in, c_out, name, options)
     times: dict[str, list[tuple[float, ...]]] = {}
     peaks: dict[str, float] = {}
     for _ in range(options.repeats + 1):
-        for name in PRECISIONS:
-            peaks |= {which: max(peaks.get(which, 0.0), gflops) for which, gflops in peaks_of(name).items()}
+        for name in precisions:
+            peaks |= {which: max(peaks.get(which, 0.0), gflops) for which, gflops in peaks_of(name, options.device).items()}
         map_s = seconds(lambda: kernel_map(Voxels(coords, boxes), SIZE))
         for name, (forward, both) in calls.items():
             times.setdefault(name, []).append((seconds(forward), seconds(both), map_s))
@@ -189,14 +219,14 @@ def measure_layer(fill: float, c_in: int, c_out: int, minkowski: Minkowski | Non
             times.setdefault("MinkowskiEngine float32", []).append((answer["forward"], answer["both"], answer["map"]))
     best_of = {name: [min(column) for column in zip(*rounds, strict=True)] for name, rounds in times.items()}
     for name, (forward_s, both_s, map_s) in best_of.items():
-        useful = 3 * flops["open" if name.startswith("Mink") else "periodic"] / both_s
+        useful = 3 * flops["open" if name.startswith(("Mink", "spconv")) else "periodic"] / both_s
         row: dict[str, Any] = {"fill": fill, "layer": f"{c_in}->{c_out}", "engine": name}
         row |= {"forward_ms": round(forward_s * 1e3, 1), "both_ms": round(both_s * 1e3, 1), "gflops": round(useful)}
         row |= {"fraction_of_peak": round(useful / max(value for which, value in peaks.items() if which.endswith(name.split()[-1])), 2)}
         if not name.startswith("dense"):
             row |= {"map_ms": round(map_s * 1e3, 1)}
         if name.startswith("Mink"):
-            row |= {f"times_ours_{name}": round(both_s / best_of[f"ours {name}"][1], 2) for name in PRECISIONS}
+            row |= {f"times_ours_{name}": round(both_s / best_of[f"{OURS} {name}"][1], 2) for name in PRECISIONS}
         print(json.dumps(row), flush=True)
     print(json.dumps({"peak_gflops": {name: round(value) for name, value in peaks.items()}, "load": os.getloadavg()[0]}), flush=True)
 
@@ -207,7 +237,7 @@ def measure(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     minkowski = Minkowski(options.minkowski, options.threads) if options.minkowski else None
-    print(json.dumps({"threads": options.threads, "torch": torch.__version__}))
+    print(json.dumps({"device": options.device, "threads": options.threads, "torch": torch.__version__}))
     for fill in options.fills:
         for c_in, c_out in options.layers:
             measure_layer(fill, c_in, c_out, minkowski, options)
@@ -217,6 +247,7 @@ def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--fills", type=float, nargs="+", default=[1.0, 0.5, 0.25])
     parser.add_argument(

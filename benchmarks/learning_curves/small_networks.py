@@ -36,7 +36,7 @@ TARGETS = tuple(labels.TARGETS)
 OPTIONS = TrainingOptions(
     learning_rate=2e-3, batch_size=32, early_stopping=None, ema_decay=0.995, precision="bf16", validation_fraction=0.0
 )
-EPOCHS = {"pointnet": 30, "sparse_cnn": 12}
+EPOCHS = {"pointnet": 20, "sparse_cnn": 10}
 POINTNET, RESNET = ("pointnet", "small"), ("sparse_cnn", "small")
 
 Run = tuple[str, dict[str, Any]]  # what it shows; arguments of `result_of`
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=runs(), default=list(runs()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--epochs", type=int, help="of all networks (default: 30 of point networks, 12 of sparse ones)")
+    parser.add_argument("--epochs", type=int, help="of all networks (default: 20 of point networks, 10 of sparse ones)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     numbers = np.array(read_structures(args.structures).values("sg_symprec_01")).astype(int)

@@ -9,7 +9,8 @@ from random_crystals import random_crystal
 
 from matminer_ed3d.density import Density
 from matminer_ed3d.networks.batching import VoxelBatch, collate
-from matminer_ed3d.networks.operation_features import DIFFERENCES, DISPLACEMENTS, KINDS, N_OPERATION_FEATURES
+from matminer_ed3d.networks.operation_features import DIFFERENCES, DISPLACEMENTS, N_OPERATION_FEATURES
+from matminer_ed3d.networks.operation_kinds import KINDS
 from matminer_ed3d.networks.reflections import fixed_origin, low_order_coefficients
 from matminer_ed3d.networks.rotations import lattice_rotations, rotation_table
 from matminer_ed3d.networks.symmetry_features import LOW_REACH, REACH, symmetry_features

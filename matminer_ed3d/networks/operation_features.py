@@ -1,10 +1,10 @@
 """The symmetry operations that a periodic sample's density obeys, counted by kind: how many 2, 2_1, 3_1, m, axial and diagonal glides.
 
 An operation x -> R x + t is obeyed where F(R^T h) = F(h) exp(2 pi i h.t). For every rotation or rotoinversion R of the lattice the
-translation t is the peak of the correlation sum_h F*(h) F(R^T h) exp(-2 pi i h.t), refined by Gauss-Newton steps. Its part along the
-axis, or in the plane, of R does not depend on the origin and names the operation (International Tables A, chapter 1.2): 3_1 and 3_2
-differ in its sign. What then remains of the difference of the two sides is told as a displacement of atoms, over the cell and where it
-is worst, and as the largest relative difference of densities at a point. Nothing here has a gradient.
+translation t is the peak of the correlation sum_h F*(h) F(R^T h) exp(-2 pi i h.t), refined by Gauss-Newton steps; it names the
+operation (:mod:`matminer_ed3d.networks.operation_kinds`). What then remains of the difference of the two sides is told as a
+displacement of atoms, over the cell and where it is worst, and as the largest relative difference of densities at a point. Nothing here
+has a gradient.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Complex64, Float, Int64
 from torch import Tensor
 
+from matminer_ed3d.networks.operation_kinds import KINDS, MIRROR, PAIRS, TWOFOLD, axis_classes, kinds_of_operations
 from matminer_ed3d.networks.reflections import gather
 from matminer_ed3d.networks.rotations import Rotations, rotation_table
 
-__all__ = ["KINDS", "N_OPERATION_FEATURES", "SOFTNESS", "TINY", "operation_features", "soft_below"]
+__all__ = ["N_OPERATION_FEATURES", "SOFTNESS", "TINY", "operation_features", "soft_below"]
 
 GRID = 16  # translations are searched on a grid of so many points along each axis, with indices below half of it
 N_STEPS = 3
@@ -38,19 +39,6 @@ NEARLY_TIED = 0.8  # of the highest peak, on the grid, where it is not at its be
 MOST_TIED = 8
 LEAST_AGREEMENT = 0.3  # of the phases; below, an operation is none
 SHARPNESS = 0.5  # power of the amplitude that weighs a reflection in the search of a translation
-
-# Kinds of operations. Twofold axes and mirrors are told apart by their axis: a higher axis too (main), or a shorter or longer one across
-# it; a twofold axis is looked at once more together with the plane across it. Glides are axial (a) or not (n).
-_AXES = ("main", "short", "long")
-KINDS = (
-    *(f"{screw} {axis}" for axis in _AXES for screw in ("2", "2_1")),
-    *("3", "3_1", "3_2", "4", "4_1", "4_2", "4_3", "6", "6_1", "6_2", "6_3", "6_4", "6_5", "-1"),
-    *(f"{glide} {axis}" for axis in _AXES for glide in "man"),
-    *("-3", "-4", "-6"),
-    *(f"{screw}/{glide}" for screw in ("2", "2_1") for glide in "man"),
-)
-TWOFOLD, THREEFOLD, FOURFOLD, SIXFOLD, CENTRE = (KINDS.index(name) for name in ("2 main", "3", "4", "6", "-1"))
-MIRROR, INVERSION_AXES, PAIRS = (KINDS.index(name) for name in ("m main", "-3", "2/m"))
 
 
 @cache
@@ -188,7 +176,7 @@ def _compare(densities: _Densities, table: Rotations, sample: Tensor, which: Ten
     here = densities.coefficients[sample] * inside
     image = image * (_squared(here) > 0)
     row, t, agreement = _translations(densities, here, image)
-    kinds = _kinds(table, which[row], axis_class[row], sign, t, densities.lattices[sample[row]])
+    kinds = kinds_of_operations(table, which[row], axis_class[row], sign, t, densities.lattices[sample[row]])
     # Of translations that fit equally well the one whose kind comes first: none depends on the origin.
     key = kinds * len(kinds) + torch.arange(len(kinds), device=kinds.device)
     chosen = torch.full_like(which, len(KINDS) * len(kinds)).scatter_reduce(0, row, key, "amin") % len(kinds)
@@ -202,67 +190,6 @@ def _compare(densities: _Densities, table: Rotations, sample: Tensor, which: Ten
     local = (3 * squared / densities.gradient_squared[sample]).amax(1).sqrt()
     relative = (at_point.abs() / densities.density[sample]).amax(1)
     return _Compared(kind, agreement, overall, local, relative)
-
-
-def _kinds(table: Rotations, which: Tensor, axis_class: Tensor, sign: int, t: Tensor, lattices: Tensor) -> Int64[Tensor, " n_rows"]:
-    """Kinds of operations; -1 for the identity."""
-    order = table.order[which]
-    kind = torch.full_like(order, -1)
-    if sign > 0:
-        screw = _screw_step(table, which, t, lattices)
-        for n, first in ((2, TWOFOLD + 2 * axis_class), (3, THREEFOLD), (4, FOURFOLD), (6, SIXFOLD)):
-            kind = torch.where(order == n, first + screw, kind)
-        return kind
-    mirror = MIRROR + 3 * axis_class + _glide(table.matrices[which], t, lattices)
-    for n, first in ((1, CENTRE), (2, mirror), (3, INVERSION_AXES), (4, INVERSION_AXES + 1), (6, INVERSION_AXES + 2)):
-        kind = torch.where(order == n, first, kind)
-    return kind
-
-
-def _screw_step(table: Rotations, which: Tensor, t: Tensor, lattices: Tensor) -> Int64[Tensor, " n_rows"]:
-    """Return k of the screw n_k of proper rotations, in the right-handed sense."""
-    index = table.axis_index[which].to(t)
-    inverse = torch.linalg.inv(lattices)
-    rotation = lattices.transpose(1, 2) @ table.matrices[which].to(t).transpose(1, 2) @ inverse.transpose(1, 2)
-    turn = torch.stack(
-        [rotation[:, 2, 1] - rotation[:, 1, 2], rotation[:, 0, 2] - rotation[:, 2, 0], rotation[:, 1, 0] - rotation[:, 0, 1]], 1
-    )
-    sense = torch.where((turn * (inverse @ index[:, :, None])[:, :, 0]).sum(1) < 0, -1, 1)
-    order = table.order[which]
-    return ((index * t).sum(1) * sense * order).round().long() % order
-
-
-def _glide(matrices: Tensor, t: Tensor, lattices: Tensor) -> Int64[Tensor, " n_rows"]:
-    """Return 0 for a mirror, 1 for a glide along a twofold axis of the lattice, 2 for any other; `matrices` are twofold."""
-    to_plane = torch.eye(3, device=t.device) - matrices.to(t).transpose(1, 2)
-    v = (to_plane @ t[:, :, None])[:, :, 0].round()
-    span = torch.arange(-2, 3, device=t.device, dtype=t.dtype)
-    candidates = v[:, None, :] + torch.cartesian_prod(span, span, span) @ to_plane.transpose(1, 2)
-    cartesian = candidates @ lattices
-    shortest = cartesian.norm(dim=2).argmin(1)
-    rows = torch.arange(len(t), device=t.device)
-    v, cartesian = candidates[rows, shortest], cartesian[rows, shortest]
-    length = cartesian.square().sum(1)
-    turn = 2 * v[:, :, None] * (lattices @ cartesian[:, :, None]).transpose(1, 2) / length.clamp(min=1e-6)[:, None, None]
-    is_axial = (turn - turn.round()).abs().amax((1, 2)) < 0.1
-    return torch.where(length < 1e-3, 0, torch.where(is_axial, 1, 2))
-
-
-def _axis_class(table: Rotations, sample: Tensor, which: Tensor, lattices: Tensor) -> Int64[Tensor, " n_rows"]:
-    """Return 0 where a rotation's axis is that of a higher one of its sample, else 1 or, if it is longer than others across, 2."""
-    n_samples = len(lattices)
-    axis = table.axis[which]
-    sign = torch.sign((axis * torch.tensor([9, 3, 1], device=axis.device)).sum(1))  # entries are -2 to 2: one of each pair
-    key = ((axis * sign[:, None] + 4) * torch.tensor([100, 10, 1], device=axis.device)).sum(1) + 1000 * sample
-    is_high = table.order[which] > 2
-    is_main = torch.isin(key, key[is_high])
-    length = (axis.to(lattices)[:, None, :] @ lattices[sample])[:, 0].norm(dim=1)
-    across = ~is_main & (table.order[which] == 2)
-    shortest = torch.full((n_samples,), torch.inf, device=length.device).scatter_reduce(0, sample[across], length[across], "amin")
-    has_main = torch.zeros(n_samples, dtype=torch.bool, device=length.device)
-    has_main[sample[is_main]] = True
-    is_long = has_main[sample] & (length > 1.2 * shortest[sample])
-    return torch.where(is_main, 0, torch.where(is_long, 2, 1))
 
 
 @torch.no_grad()
@@ -300,7 +227,7 @@ def operation_features(
     if n_rows == 0:  # nothing to compare, such as densities that are flat
         return torch.zeros(n_samples, N_OPERATION_FEATURES, device=device)
     densities = _Densities(volume, lattices)
-    axis_class = _axis_class(table, sample, which, lattices)
+    axis_class = axis_classes(table, sample, which, lattices)
     rows = torch.split(torch.arange(n_rows, device=device), MAX_ROWS)
     stretch = 0.25 * lattice_error * lattices[sample].norm(dim=2).amax(1)
 

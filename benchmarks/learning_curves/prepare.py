@@ -56,13 +56,14 @@ def packed(samples: list[Sample]) -> dict[str, np.ndarray]:
     return arrays | {name: np.array([getattr(sample, name) for sample in samples]) for name in ("voxel_basis", "grid_shape")}
 
 
-def read(path: Path, n_train: int | None = None) -> tuple[list[Sample], np.ndarray, int]:
+def read(path: Path, n_train: int) -> tuple[list[Sample], np.ndarray, int]:
     """Return samples, those to train on first; their rows in the table; how many are to train on."""
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     ends = arrays["n"].cumsum()
     n_taught = int(arrays["n_taught"])
-    kept = [*range(min(n_train or n_taught, n_taught)), *range(n_taught, len(ends))]
+    n_kept = min(n_train, n_taught)
+    kept = [*range(n_kept), *range(n_taught, len(ends))]
     samples: list[Sample] = []
     for i in kept:
         rows = slice(ends[i] - arrays["n"][i], ends[i])
@@ -72,7 +73,7 @@ def read(path: Path, n_train: int | None = None) -> tuple[list[Sample], np.ndarr
         else:
             shape = tuple(int(n) for n in arrays["grid_shape"][i])
             samples.append(SparseTensor(coords.astype(np.int32), feats, ("total",), arrays["voxel_basis"][i], shape))  # type: ignore[arg-type]
-    return samples, arrays["row"][kept], min(n_train or n_taught, n_taught)
+    return samples, arrays["row"][kept], n_kept
 
 
 def main() -> None:

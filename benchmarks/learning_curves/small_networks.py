@@ -37,6 +37,8 @@ OPTIONS = TrainingOptions(
     learning_rate=2e-3, batch_size=32, early_stopping=None, ema_decay=0.995, precision="bf16", validation_fraction=0.0
 )
 EPOCHS = {"pointnet": 20, "sparse_cnn": 10}
+SIZES = (1000, 4000, 8000, 16000)
+N_TRAIN = 8000  # of the other curves
 POINTNET, RESNET = ("pointnet", "small"), ("sparse_cnn", "small")
 
 Run = tuple[str, dict[str, Any]]  # what it shows; arguments of `result_of`
@@ -44,30 +46,31 @@ Run = tuple[str, dict[str, Any]]  # what it shows; arguments of `result_of`
 
 def runs() -> dict[str, list[Run]]:
     """Name every point of every curve."""
-    points, voxels = {"kind": "points_mean"}, {"kind": "voxels_mean"}
+    points, voxels = ({"kind": f"{kind}_mean", "n_train": N_TRAIN} for kind in ("points", "voxels"))
     return {
         "networks": [
             ("PointNet, 3 layers", {"network": POINTNET, **points}),
             ("PointNet++", {"network": ("pointnet", "pointnet2"), **points}),
-            ("PointNet of the paper", {"network": ("pointnet", "paper"), **points, "epochs": 10}),
             ("residual sparse CNN", {"network": RESNET, **voxels}),
             ("ConvNeXt-like sparse CNN", {"network": ("sparse_cnn", "convnext"), **voxels}),
+            ("PointNet of the paper", {"network": ("pointnet", "paper"), **points, "epochs": 10}),
         ],
         "size": [
             (f"{name}, {n} crystals", {"network": network, **kind, "n_train": n})
             for name, network, kind in (("PointNet", POINTNET, points), ("residual sparse CNN", RESNET, voxels))
-            for n in (1000, 4000, 16000)
+            for n in SIZES
         ],
-        "points": [(f"{n} points", {"network": POINTNET, **points, "max_points": n}) for n in (64, 256, 1024)],
+        "points": [(f"{n} points", {"network": POINTNET, **points, "max_points": n}) for n in (64, 256)]
+        + [("1024 points", {"network": POINTNET, **points})],
         "sampling": [
-            (f"{name}, {reduction}", {"network": network, "kind": f"{kind}_{reduction}"})
+            (f"{name}, {reduction}", {"network": network, "kind": f"{kind}_{reduction}", "n_train": N_TRAIN})
             for name, network, kind in (("PointNet", POINTNET, "points"), ("residual sparse CNN", RESNET, "voxels"))
             for reduction in ("random", "mean")
         ],
         "boundary": [
-            (f"{protocol}, {boundary}", {"network": RESNET, "protocol": protocol, **voxels, "open_space": boundary == "open"})
-            for protocol in ("conventional", "primitive")
-            for boundary in ("periodic", "open")
+            (f"{protocol}, {boundary}", {"network": RESNET, **voxels, **shown, **space})
+            for protocol, shown in (("conventional", {}), ("primitive", {"protocol": "primitive"}))
+            for boundary, space in (("periodic", {}), ("open", {"open_space": True}))
         ],
     }
 
@@ -87,8 +90,8 @@ def result_of(
     numbers: np.ndarray,
     network: tuple[str, str],
     kind: str,
+    n_train: int,
     protocol: str = "conventional",
-    n_train: int | None = None,
     max_points: int | None = None,
     open_space: bool = False,
     epochs: int | None = None,

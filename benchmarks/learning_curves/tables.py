@@ -82,7 +82,7 @@ def draw(small: Results, default: Results, path: Path) -> None:
         axes[0].semilogx(*zip(*at, strict=True), "o-", label=name)
         largest = results_of(made, points[-1][1])[0]["by_epoch"]
         axes[1].plot(range(1, len(largest) + 1), largest, label=name)
-    at = line(small, small_networks.runs()["points"], lambda run: run["max_points"])
+    at = line(small, small_networks.runs()["points"], lambda run: run.get("max_points", 1024))
     axes[2].semilogx(*zip(*at, strict=True), "o-", color="C2", label="PointNet")
     for axis, label in zip(axes, ("training crystals", "epochs (the most crystals)", "points of a cloud"), strict=True):
         axis.set_xlabel(label)

@@ -1,11 +1,11 @@
-"""Samples/s of a training step: python benchmarks/training.py STRUCTURES.parquet [--threads 2] [--device cpu] [--architecture crystal].
+"""Samples/s of a training step: python benchmarks/training.py STRUCTURES.parquet [--threads 2] [--device cpu] [--network crystal].
 
 Takes random structures of a table, makes their samples as the estimators do, and times forward, loss, backward and optimizer on one batch:
-of `crystal` (default: 32 samples of the shipped preprocessing) and of `paper` (default: 1 sample of the paper's sampling, cut to its
-8,000 densest voxels). One JSON line each, in float32 and bf16: median and best time of a step, samples/s, voxels/s, the shares of
-collation and optimizer, and the arithmetic beside the machine's largest measured matrix product. Arithmetic is counted from the kernel
-maps, 2 * pairs * c_in * c_out for a convolution and 2 * rows * c_in * c_out for a linear layer, times 3 for forward and backward; all
-other work is free.
+of `crystal` (64 samples of the shipped preprocessing), of `paper`, the sparse network of the paper (8 samples of its sampling, cut to their
+8,000 densest voxels), and of `pointnet`, the paper's other network (16 such samples). One JSON line each, in float32 and bf16: median and
+best time of a step, samples/s, points/s, the shares of collation and optimizer, and the arithmetic beside the machine's largest measured
+matrix product. Arithmetic is counted from the kernel maps, 2 * pairs * c_in * c_out for a convolution and 2 * rows * c_in * c_out for a
+linear layer, times 3 for forward and backward; all other work is free.
 """
 
 from __future__ import annotations
@@ -27,17 +27,23 @@ from torch import nn
 
 from matminer_ed3d import training
 from matminer_ed3d.datasets import random_rows, read_structures
-from matminer_ed3d.estimators import SparseCNNClassifier
-from matminer_ed3d.networks.batching import VoxelBatch, collate
+from matminer_ed3d.estimators import PointNetClassifier, SparseCNNClassifier
+from matminer_ed3d.networks.batching import PointBatch, VoxelBatch, collate
 from matminer_ed3d.networks.registry import build_network
-from matminer_ed3d.representations import SparseTensor
+from matminer_ed3d.representations import Sample
 from matminer_ed3d.samples import make_sample
 from matminer_ed3d.sparse.convolution import SparseConv3d
+from matminer_ed3d.sparse.matrix_product import matrix_product
 from matminer_ed3d.sparse.voxels import Voxels, kernel_map
 from matminer_ed3d.table_training import CRYSTAL_SAMPLES
 
 N_OUTPUTS = 230
-PAPER_VOXELS = 8000
+PAPER_POINTS = 8000
+NETWORKS = {  # family, architecture, samples of a batch
+    "crystal": ("sparse_cnn", "crystal", 64),
+    "paper": ("sparse_cnn", "paper", 8),
+    "pointnet": ("pointnet", "paper", 16),
+}
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -61,7 +67,7 @@ def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
     for m, k, n in shapes:
         a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
-        best = max(best, 2 * m * k * n / timed(lambda a=a, b=b: a @ b, device, 20)[0])
+        best = max(best, 2 * m * k * n / timed(lambda a=a, b=b: matrix_product(a, b), device, 20)[0])
     return best
 
 
@@ -86,42 +92,42 @@ def count_flops(network: nn.Module, run: Callable[[], Any]) -> int:
     return total
 
 
-def densest(sample: SparseTensor, n: int) -> SparseTensor:
-    """Keep the densest voxels."""
+def densest(sample: Sample, n: int) -> Sample:
+    """Keep the densest points."""
     kept = np.sort(np.argsort(-sample.feats[:, 0], kind="stable")[:n])
     return replace(sample, coords=sample.coords[kept], feats=sample.feats[kept])
 
 
-def make_batch(table: Path, architecture: str, n_samples: int, seed: int) -> list[SparseTensor]:
-    """Make samples of random structures through the estimator's own sampling; the paper's are of 8,000 voxels each."""
+def make_batch(table: Path, family: str, architecture: str, n_samples: int, seed: int) -> list[Sample]:
+    """Make samples of random structures through the estimator's own sampling; the paper's are of 8,000 points each."""
     is_paper = architecture == "paper"
-    estimator = SparseCNNClassifier(architecture=architecture, **({"max_points": None} if is_paper else CRYSTAL_SAMPLES))
-    options = estimator._sample_options()
+    classifier = SparseCNNClassifier if family == "sparse_cnn" else PointNetClassifier
+    options = classifier(architecture=architecture, **({"max_points": None} if is_paper else CRYSTAL_SAMPLES))._sample_options()
     rows = read_structures(table, columns=["id", "n_sites", "lattice", "numbers", "frac"])
     n_sites = np.array(rows.values("n_sites"))
     eligible = np.flatnonzero(n_sites <= (24 if is_paper else 40))
-    samples: list[SparseTensor] = []
+    samples: list[Sample] = []
     for index in random_rows(eligible, 40 * n_samples, seed):
         sample = make_sample(rows.structure(int(index)), options, seed)
-        assert isinstance(sample, SparseTensor)
-        if is_paper and sample.n_points < PAPER_VOXELS:
+        if is_paper and sample.n_points < PAPER_POINTS:
             continue
-        samples.append(densest(sample, PAPER_VOXELS) if is_paper else sample)
+        samples.append(densest(sample, PAPER_POINTS) if is_paper else sample)
         if len(samples) == n_samples:
             break
     return samples
 
 
-def measure(samples: list[SparseTensor], architecture: str, precision: str, device: torch.device, repeats: int) -> dict[str, Any]:
-    network = training.seeded_network(lambda: build_network("sparse_cnn", architecture, 1, N_OUTPUTS), 0).to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters())
+def measure(name: str, samples: list[Sample], precision: str, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Time a step of a network on a batch."""
+    network = training.seeded_network(lambda: build_network(*NETWORKS[name][:2], 1, N_OUTPUTS), 0).to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     targets = torch.arange(len(samples), device=device) % N_OUTPUTS
     batch = collate(samples).to(device)
     constants: tuple[torch.Tensor, ...] = ()
     if hasattr(network, "constants"):
         constants = (network.constants(batch),)  # training makes them once for each sample
 
-    def forward(given: VoxelBatch) -> torch.Tensor:
+    def forward(given: PointBatch | VoxelBatch) -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             outputs: torch.Tensor = network(given, *constants)
         return outputs
@@ -137,21 +143,21 @@ def measure(samples: list[SparseTensor], architecture: str, precision: str, devi
     peak = gemm_peak(device, DTYPES[precision])
     collation = timed(lambda: collate(samples).to(device), device, repeats)[repeats // 2]
     update = timed(optimizer.step, device, repeats)[repeats // 2]
-    median, n_voxels = times[len(times) // 2], sum(sample.n_points for sample in samples)
+    median, n_points = times[len(times) // 2], sum(sample.n_points for sample in samples)
     return {
-        "architecture": architecture,
+        "network": name,
         "precision": precision,
         "device": str(device),
         "threads": torch.get_num_threads(),
         "n_samples": len(samples),
-        "n_voxels": n_voxels,
+        "n_points": n_points,
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "step_ms": round(1e3 * median, 1),
         "best_step_ms": round(1e3 * times[0], 1),
         "collation_share": round(collation / median, 4),
         "optimizer_share": round(update / median, 4),
         "samples_per_s": round(len(samples) / median, 2),
-        "voxels_per_s": round(n_voxels / median),
+        "points_per_s": round(n_points / median),
         "gflop_per_step": round(flops / 1e9, 2),
         "gflop_per_s": round(flops / median / 1e9, 1),
         "gemm_peak_gflop_per_s": round(peak / 1e9, 1),
@@ -163,8 +169,8 @@ def main() -> None:
     """Run the benchmark and print its lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("structures", type=Path, help="parquet file with the columns id, lattice, numbers, frac, n_sites")
-    parser.add_argument("--architecture", choices=("crystal", "paper"), help="default: both")
-    parser.add_argument("--n-samples", type=int, help="of a batch (default: crystal 32, paper 1)")
+    parser.add_argument("--network", choices=NETWORKS, help="default: all")
+    parser.add_argument("--n-samples", type=int, help="of a batch (default: crystal 64, paper 8, pointnet 16)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps (default: %(default)s)")
@@ -173,11 +179,11 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     device = training.resolve_device(args.device)
-    for architecture in [args.architecture] if args.architecture else ["crystal", "paper"]:
-        n_samples = args.n_samples or {"crystal": 32, "paper": 1}[architecture]
-        samples = make_batch(args.structures, architecture, n_samples, args.seed)
+    for name in [args.network] if args.network else NETWORKS:
+        family, architecture, n_samples = NETWORKS[name]
+        samples = make_batch(args.structures, family, architecture, args.n_samples or n_samples, args.seed)
         for precision in DTYPES:
-            print(json.dumps(measure(samples, architecture, precision, device, args.repeats)), flush=True)
+            print(json.dumps(measure(name, samples, precision, device, args.repeats)), flush=True)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("structures", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--max-epochs", type=int, default=5)
+    parser.add_argument("--max-epochs", type=int, default=8)
     parser.add_argument("--parts", type=int, default=None, help="take only the first so many parts")
     args = parser.parse_args()
     table = pq.read_table(args.structures, columns=["id", "sg_symprec_01"])

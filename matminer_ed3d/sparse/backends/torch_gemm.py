@@ -6,8 +6,8 @@ weights too. From a coarse grid to a finer one, where most offsets of a voxel re
 all offsets, and every fine row sums those that are its own. Nothing is scattered, and blocks are summed in order. Results therefore
 repeat bit for bit and do not depend on the other samples of a batch beyond the rounding of one product.
 
-Memory, beside inputs and outputs: one block (4 MiB on a CPU) or, between grids, products of at most 256 MiB, and the map: 4 bytes
-times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in numbers for each voxel.
+Memory, beside inputs and outputs: one block (4 MiB for each thread of a CPU, or as much as the weight) or, between grids, products of at
+most 256 MiB, and the map: 4 bytes times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in numbers for each voxel.
 
 The other way, one gather, product and scatter for each offset over the pairs that exist, does less arithmetic where few neighbours
 exist; fuller cells, as crystals are, favour this one.
@@ -15,7 +15,7 @@ exist; fuller cells, as crystals are, favour this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -35,12 +35,15 @@ GPU_BLOCK_BYTES = 1 << 29
 PRODUCT_BYTES = 1 << 28
 
 
-def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of output rows and the features of their neighbours, (rows, k c); each block takes the place of the one before."""
+def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"], n_columns: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of output rows and the features of their neighbours, (rows, k c); each block takes the place of the one before.
+
+    Each is to be multiplied by a weight of (k c, n_columns), which is read once more for every block: none is much smaller than that.
+    """
     n_out, n_offsets = neighbours.shape
     padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # row n_in: the absent neighbour
     block_bytes = CPU_BLOCK_BYTES * torch.get_num_threads() if feats.device.type == "cpu" else GPU_BLOCK_BYTES
-    n_rows = min(n_out, max(64, block_bytes // (n_offsets * feats.shape[1] * feats.element_size())))
+    n_rows = min(n_out, max(64, n_columns, block_bytes // (n_offsets * feats.shape[1] * feats.element_size())))
     block = feats.new_empty(n_rows * n_offsets, feats.shape[1])
     for start in range(0, n_out, n_rows):
         rows = slice(start, min(start + n_rows, n_out))
@@ -50,9 +53,13 @@ def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"]
         yield rows, gathered.view(rows.stop - start, -1)
 
 
-def _zeros_for_sums(like: Tensor, rows: int, columns: int) -> Tensor:
-    # blocks are summed in float32 at least: thousands of bfloat16 partial sums would lose the small ones
-    return torch.zeros(rows, columns, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+def _sum_of(products: Iterable[Tensor]) -> Tensor:
+    """Sum blocks' products, if there are several in float32 at least: thousands of bfloat16 partial sums would lose the small ones."""
+    total = None
+    for product in products:
+        total = product if total is None else total.to(torch.promote_types(product.dtype, torch.float32)).add_(product)
+    assert total is not None, "a kernel map has at least one row"
+    return total
 
 
 def _gather_then_multiply(
@@ -60,7 +67,7 @@ def _gather_then_multiply(
 ) -> Float[Tensor, "n_out c_out"]:
     flat = weight.reshape(-1, weight.shape[2])
     out = feats.new_empty(len(neighbours), weight.shape[2])
-    for rows, gathered in _gathered(feats, neighbours):
+    for rows, gathered in _gathered(feats, neighbours, weight.shape[2]):
         matrix_product(gathered, flat, out=out[rows])
     return out
 
@@ -87,22 +94,23 @@ def _product(feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
 
 def _weight_gradient(feats: Tensor, grad: Tensor, kmap: KernelMap) -> Tensor:
     n_offsets, c_in, c_out = kmap.neighbours.shape[1], feats.shape[1], grad.shape[1]
-    total = _zeros_for_sums(feats, c_out, n_offsets * c_in)
-    for rows, gathered in _gathered(feats, kmap.neighbours):
-        total += matrix_product(grad[rows].t(), gathered)
-    return total.view(c_out, n_offsets, c_in).permute(1, 2, 0).to(feats.dtype)
+    blocks = _gathered(feats, kmap.neighbours, c_out)
+    total = _sum_of(matrix_product(grad[rows].t(), gathered) for rows, gathered in blocks)
+    return total.to(feats.dtype).view(c_out, n_offsets, c_in).permute(1, 2, 0)
 
 
 def _both_gradients(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap) -> tuple[Tensor, Tensor]:
     """Return the gradients of inputs and weights from one gather of the outputs' gradient over the inverse map."""
     n_offsets, c_in, c_out = weight.shape
-    flat = weight.transpose(1, 2).reshape(-1, c_in)
+    flat = weight.transpose(0, 1).reshape(c_in, -1).t()  # whole rows of c_out numbers are copied, no single ones
     grad_feats = torch.empty_like(feats)
-    total = _zeros_for_sums(feats, c_in, n_offsets * c_out)
-    for rows, gathered in _gathered(grad, kmap.inverse):
+
+    def product_of(rows: slice, gathered: Tensor) -> Tensor:
         matrix_product(gathered, flat, out=grad_feats[rows])
-        total += matrix_product(feats[rows].t(), gathered)
-    return grad_feats, total.view(c_in, n_offsets, c_out).transpose(0, 1).to(feats.dtype)
+        return matrix_product(feats[rows].t(), gathered)
+
+    total = _sum_of(product_of(*block) for block in _gathered(grad, kmap.inverse, c_in))
+    return grad_feats, total.to(feats.dtype).view(c_in, n_offsets, c_out).transpose(0, 1)
 
 
 class _SparseConv(torch.autograd.Function):

@@ -6,8 +6,9 @@ weights too. From a coarse grid to a finer one, where most offsets of a voxel re
 all offsets, and every fine row sums those that are its own. Nothing is scattered, and blocks are summed in order. Results therefore
 repeat bit for bit and do not depend on the other samples of a batch beyond the rounding of one product.
 
-Memory, beside inputs and outputs: one block (4 MiB for each thread of a CPU, or as much as the weight) or, between grids, products of at
-most 256 MiB, and the map: 4 bytes times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in numbers for each voxel.
+Memory, beside inputs and outputs: one block (4 MiB for each thread of a CPU, or as much as the weight) or, between grids, products of
+at most 256 MiB, and the map: 4 bytes times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in
+numbers for each voxel.
 
 The other way, one gather, product and scatter for each offset over the pairs that exist, does less arithmetic where few neighbours
 exist; fuller cells, as crystals are, favour this one.

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--architecture",
         default="small",
-        help="small; paper; pointnet2 (pointnet); convnext or crystal, which brings the shipped model's samples (default: %(default)s)",
+        help="small; paper; of sparse_cnn also convnext, or crystal, which brings the shipped model's samples (default: %(default)s)",
     )
     train.add_argument("--channels", default="total", metavar="A,B", help="default: %(default)s")
     train.add_argument("--voxel-size", type=float, metavar="A", help="in Å (default: that of the estimator)")

@@ -553,9 +553,8 @@ class PointNetClassifier(_Classifier, _PointNet):
 
     Parameters
     ----------
-    architecture : {"small", "paper", "pointnet2"}
-        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores;
-        ``pointnet2`` is a PointNet++, which looks at neighbourhoods of points.
+    architecture : {"small", "paper"}
+        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores.
     {shared}
 
     Examples
@@ -606,9 +605,8 @@ class PointNetRegressor(_Regressor, _PointNet):
 
     Parameters
     ----------
-    architecture : {"small", "paper", "pointnet2"}
-        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores;
-        ``pointnet2`` is a PointNet++, which looks at neighbourhoods of points.
+    architecture : {"small", "paper"}
+        ``paper`` is that of Kim et al., npj Comput. Mater. 10 (2024), doi 10.1038/s41524-024-01402-7; ``small`` trains on two CPU cores.
     {shared}
 
     Examples

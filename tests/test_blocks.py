@@ -10,7 +10,7 @@ import torch
 from test_networks import voxel_batch, with_random_norms
 from torch import nn
 
-from matminer_ed3d.networks.blocks import Block, ConvNeXtBlock, StochasticDepth, pool_samples, set_checkpointing
+from matminer_ed3d.networks.blocks import Block, ConvNeXtBlock, ResidualBlock, StochasticDepth, pool_samples, set_checkpointing
 from matminer_ed3d.networks.crystal_net import CrystalNet
 from matminer_ed3d.networks.registry import build_network
 from matminer_ed3d.networks.sparse_convnext import SparseConvNeXt
@@ -66,8 +66,9 @@ def test_pooling_is_the_maximum_or_the_mean_beside_it() -> None:
     assert pool_samples(feats, voxels, 2, "mean_max").tolist() == [[2.5, 4.0], [-2.0, -2.0]]
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("architecture", ["small", "convnext", "crystal"])
-def test_checkpointing_keeps_less_and_changes_neither_gradients_nor_statistics(architecture: str) -> None:
+def test_checkpointing_keeps_less_and_changes_neither_gradients_nor_statistics(architecture: str, half: bool) -> None:
     torch.manual_seed(0)
     plain = with_random_norms(build_network("sparse_cnn", architecture, 1, 5)).train()
     checkpointing = copy.deepcopy(plain)
@@ -77,8 +78,10 @@ def test_checkpointing_keeps_less_and_changes_neither_gradients_nor_statistics(a
     for network in (plain, checkpointing):
         n_kept: list[int] = []
         torch.manual_seed(1)  # of dropout and stochastic depth
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, n_kept=n_kept: (n_kept.append(x.numel()), x)[1], lambda x: x):
-            network(batch).square().sum().backward()
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x, n_kept=n_kept: (n_kept.append(x.numel()), x)[1], lambda x: x)
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            outputs = network(batch)
+        outputs.square().sum().backward()
         kept.append(sum(n_kept))
     assert kept[1] < kept[0]
     for (name, got), want in zip(checkpointing.named_parameters(), plain.parameters(), strict=True):
@@ -87,10 +90,43 @@ def test_checkpointing_keeps_less_and_changes_neither_gradients_nor_statistics(a
         assert torch.equal(got, want), name
 
 
+def test_a_checkpointed_block_goes_back_as_often_as_asked() -> None:
+    torch.manual_seed(0)
+    batch = voxel_batch([(4, 5, 6)])
+    block, voxels = ResidualBlock(3, 3).train(), batch.voxels()
+    feats = torch.randn(voxels.n_voxels, 3, requires_grad=True)
+    wanted = torch.autograd.grad(block(feats, voxels).sum(), feats)[0]
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    set_checkpointing(block, True)
+    out = block(feats, voxels)
+    for _ in range(2):
+        assert torch.equal(torch.autograd.grad(out.sum(), feats, retain_graph=True)[0], wanted)
+    assert block.first.norm.num_batches_tracked == before["first.norm.num_batches_tracked"] + 1
+    assert block.first.norm.momentum == 0.1
+
+
+def test_choices_are_checked_at_construction() -> None:
+    with pytest.raises(ValueError, match="`pooling` must be one of 'max', 'mean_max', got 'mean'"):
+        SparseConvNeXt(1, 2, widths=(4,), n_blocks=(1,), strides=(1,), pooling="mean")
+    with pytest.raises(ValueError, match="`block` must be one of 'residual', 'convnext', got 'resnet'"):
+        CrystalNet(1, 2, block="resnet")
+    with pytest.raises(ValueError, match="`drop_path` is of the block 'convnext'"):
+        CrystalNet(1, 2, drop_path=0.1)
+    with pytest.raises(ValueError, match="below 1, got 1"):
+        StochasticDepth(1.0)
+
+
+def test_deeper_blocks_are_left_out_more_often() -> None:
+    network = SparseConvNeXt(1, 2, widths=(4, 8), n_blocks=(2, 3), strides=(1, 2), drop_path=0.2)
+    assert [m.probability for m in network.modules() if isinstance(m, StochasticDepth)] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    crystal = CrystalNet(1, 2, block="convnext", drop_path=0.3)
+    assert [m.probability for m in crystal.modules() if isinstance(m, StochasticDepth)] == [0.3, 0.3]
+
+
 @pytest.mark.parametrize("block", ["residual", "convnext"])
 def test_the_default_network_takes_either_block(block: str) -> None:
     torch.manual_seed(0)
-    network = CrystalNet(1, 5, width=8, dilations=(1, 2, 3), block=block, drop_path=0.1).eval()
+    network = CrystalNet(1, 5, width=8, dilations=(1, 2, 3), block=block).eval()
     batch = voxel_batch([(8, 8, 8), (6, 7, 9)])
     batch = dataclasses.replace(batch, feats=batch.feats - 0.5)
     cells = (batch.coords[:, 1:] + torch.tensor([3, 1, 2])).remainder(batch.grid_shapes[batch.coords[:, 0]])

@@ -303,6 +303,14 @@ def test_fit_resumes_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
         clone(model).set_params(random_state=None).fit(X, y)
 
 
+def test_checkpointing_fits_the_same() -> None:
+    X, y = tensors(12), ["a", "b"] * 6
+    options = FAST | {"max_epochs": 2, "validation_fraction": 0.0}
+    plain, checkpointing = (SparseCNNClassifier(checkpointing=on, **options).fit(X, y) for on in (False, True))
+    assert any(getattr(module, "checkpointing", False) for module in checkpointing.module_.modules())
+    np.testing.assert_array_equal(checkpointing.predict_proba(X), plain.predict_proba(X))
+
+
 def test_defaults_follow_the_architecture() -> None:
     assert PointNetClassifier()._sample_options().voxel_size == 0.5
     assert PointNetClassifier()._sample_options().max_points == 4096

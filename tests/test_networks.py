@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from matminer_ed3d.networks.batching import PointBatch, VoxelBatch
-from matminer_ed3d.networks.blocks import VoxelBatchNorm
+from matminer_ed3d.networks.blocks import RowBatchNorm
 from matminer_ed3d.networks.features import compress_density
 from matminer_ed3d.networks.pointnet import PointNet, SampleGroupNorm
 from matminer_ed3d.networks.registry import ARCHITECTURES, build_network
@@ -185,19 +185,26 @@ def test_regression_may_be_negative() -> None:
         assert (network(random_batch(family)) < 0).all()
 
 
-def test_sample_group_norm_equals_group_norm_of_each_sample() -> None:
+@pytest.mark.parametrize("sizes", [[7, 12, 1], [5, 5, 5]])
+def test_sample_group_norm_equals_group_norm_of_each_sample(sizes: list[int]) -> None:
     norm = SampleGroupNorm(4, 16).double()
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    index = torch.tensor([0] * 7 + [1] * 12 + [2])[torch.randperm(20)]
-    feats = 3 + torch.randn(20, 16, dtype=torch.float64, requires_grad=True)
-    value = norm(feats, index, 3)
-    for sample in range(3):
-        points = feats[index == sample].t()[None]
-        expected = nn.functional.group_norm(points, 4, norm.weight, norm.bias)
-        torch.testing.assert_close(value[index == sample], expected[0].t())
-    few = torch.randn(6, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: norm(x, torch.tensor([0, 1, 0, 0, 1, 1]), 2), few)
+    feats = 3 + torch.randn(sum(sizes), 16, dtype=torch.float64)
+    value = norm(feats, sizes)
+    for got, points in zip(value.split(sizes), feats.split(sizes), strict=True):
+        torch.testing.assert_close(got, nn.functional.group_norm(points.t()[None], 4, norm.weight, norm.bias)[0].t())
+    assert torch.autograd.gradcheck(lambda x: norm(x, sizes), feats.requires_grad_())
+
+
+def test_sample_group_norm_stands_a_large_mean_and_one_channel_a_group() -> None:
+    norm, feats = SampleGroupNorm(4, 16), torch.randn(40, 16)
+    torch.testing.assert_close(norm(feats + 1000, [30, 10]), norm(feats, [30, 10]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(norm(torch.full((8, 16), 3.3), [8]), torch.zeros(8, 16))
+    alone = SampleGroupNorm(16, 16)
+    assert torch.equal(alone(feats[:3], [1, 2])[:1], torch.zeros(1, 16))
+    assert norm(feats.bfloat16(), [30, 10]).dtype == torch.bfloat16
+    torch.testing.assert_close(norm(feats.bfloat16(), [30, 10]).float(), norm(feats, [30, 10]), rtol=0, atol=0.05)
 
 
 def test_gradients_through_a_network_equal_finite_differences() -> None:
@@ -215,7 +222,7 @@ def test_gradients_through_a_network_equal_finite_differences() -> None:
 
 
 def test_a_batch_of_one_voxel_trains() -> None:
-    norm = VoxelBatchNorm(4).train()
+    norm = RowBatchNorm(4).train()
     assert norm(torch.ones(1, 4)).isfinite().all()
     network = build_network("sparse_cnn", "small", 1, 2).train()
     network(voxel_batch([(2, 2, 2)])).sum().backward()

@@ -358,6 +358,38 @@ def test_float16_agrees_with_float32(stride: int) -> None:
         torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_blocks_are_one(dtype: torch.dtype, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    kmap, _ = kernel_map(random_voxels([(12, 9, 10), (5, 6, 7)], 0.6, periodic=True), 3, stride)
+    feats = torch.randn(kmap.n_in, C_IN).to(dtype).requires_grad_()
+    weight = torch.randn(27, C_IN, C_OUT).to(dtype).requires_grad_()
+    cotangent = torch.randn(kmap.n_out, C_OUT).to(dtype)
+
+    def results() -> tuple[Tensor, ...]:
+        value = sparse_conv(feats, weight, kmap)
+        return value, *torch.autograd.grad(value, (feats, weight), cotangent)
+
+    whole = results()
+    monkeypatch.setattr(torch_gemm, "CPU_BLOCK_BYTES", 1)
+    assert sum(1 for _ in torch_gemm._gathered(feats.detach(), kmap.neighbours, C_OUT)) > 1
+    for got, want in zip(results(), whole, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol={torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype])
+
+
+def test_two_dtypes_are_refused() -> None:
+    kmap, _ = kernel_map(random_voxels([(4, 4, 4)], 0.5, periodic=True), 3)
+    with pytest.raises(ValueError, match=r"one dtype, got torch\.float32 and torch\.float64"):
+        sparse_conv(torch.ones(kmap.n_in, 2), torch.ones(27, 2, 2, dtype=torch.float64), kmap)
+
+
+@pytest.mark.parametrize(("index", "n_samples"), [([0, 1, 2], 2), ([0, 2], 3), ([1, 1], 2)])
+def test_pooling_refuses_samples_without_rows_and_rows_without_a_sample(index: list[int], n_samples: int) -> None:
+    with pytest.raises(ValueError, match=f"each of the {n_samples} samples at least once"):
+        global_max_pool(torch.ones(len(index), 1), torch.tensor(index), n_samples)
+
+
 def test_products_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = random_voxels([(8, 6, 10)], 0.6, periodic=True)
     kmap, coarse = kernel_map(fine, 3, 2)

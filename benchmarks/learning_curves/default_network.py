@@ -15,9 +15,6 @@ The symmetry features have no weights: they are made once, and kept in FOLDER/co
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from small_networks import TARGETS, accuracy
+from runs import Curves, make_missing, result
 
 from matminer_ed3d.networks.batching import VoxelBatch, collate
 from matminer_ed3d.networks.crystal_net import CrystalNet
@@ -51,10 +48,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "ConvNeXt-like, 32 channels, 4 blocks": {"block": "convnext", "width": 32, "dilations": (1, 2, 1, 2)},
     "the same with stochastic depth": {"block": "convnext", "width": 32, "dilations": (1, 2, 1, 2), "drop_path": 0.1},
 }
-Run = tuple[str, dict[str, Any]]  # what it shows; arguments of `result_of`
 
 
-def runs() -> dict[str, list[Run]]:
+def curves() -> Curves:
     """Name every point of every curve."""
     return {
         "size": [(f"{n} crystals", {"n_train": n}) for n in SIZES],
@@ -64,8 +60,8 @@ def runs() -> dict[str, list[Run]]:
             ("no convolution", {"hidden": "convolution"}),
             ("no hierarchy", {"hierarchical": False}),
         ],
-        "blocks": [(name, {"network": options}) for name, options in BLOCKS.items()],
-        "alone": [(name, {"network": options, "hidden": "symmetry"}) for name, options in BLOCKS.items()],
+        "blocks": [(name, {"network": options} if options else {}) for name, options in BLOCKS.items()],
+        "alone": [(name, {"hidden": "symmetry"} | ({"network": options} if options else {})) for name, options in BLOCKS.items()],
     }
 
 
@@ -113,7 +109,10 @@ def constants_of(samples: list[Sample], path: Path) -> torch.Tensor:
     if not path.exists():
         batches = [symmetry_features(collate(samples[i : i + 64])) for i in range(0, len(samples), 64)]  # type: ignore[arg-type]
         np.save(path, torch.cat(batches).numpy())
-    return torch.from_numpy(np.load(path))
+    table = torch.from_numpy(np.load(path))
+    if table.shape != (len(samples), N_SYMMETRY_FEATURES):
+        raise SystemExit(f"{path} holds {tuple(table.shape)} numbers, not those of these {len(samples)} samples; remove it")
+    return table
 
 
 class Made:
@@ -131,6 +130,7 @@ class Made:
 def result_of(
     data: tuple[list[Sample], np.ndarray, int],
     constants: torch.Tensor,
+    *,
     n_train: int = N_PARTS,
     network: dict[str, Any] | None = None,
     hidden: str = "",
@@ -159,16 +159,7 @@ def result_of(
     )
     outputs = network_outputs(built, [samples[i] for i in asked], batch_size=64, constants=constants[asked])
     proba = torch.from_numpy(outputs).softmax(1).numpy()
-    return {
-        "accuracy": {target: round(100 * accuracy(proba, classes, numbers[asked], target), 2) for target in TARGETS},
-        "n_train": n_train,
-        "n_asked": len(asked),
-        "n_weights": sum(parameter.numel() for parameter in built.parameters()),
-        "by_epoch": [round(100 * entry["val_score"], 1) for entry in history],
-        "samples_per_second": round(float(np.median([entry["samples_per_second"] for entry in history]))),
-        "seconds": round(sum(entry["seconds"] for entry in history)),
-        "threads": torch.get_num_threads(),
-    }
+    return {"n_train": n_train, **result(proba, classes, numbers[asked], built, history)}
 
 
 def main() -> None:
@@ -177,24 +168,16 @@ def main() -> None:
     parser.add_argument("structures", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="+", choices=runs(), default=list(runs()))
+    parser.add_argument("--only", nargs="+", choices=curves(), default=list(curves()))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    made: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     numbers = pq.read_table(args.structures, columns=["sg_symprec_01"])["sg_symprec_01"].to_numpy().astype(int)
     data = prepared(args.folder, numbers)
     constants = constants_of(data[0], args.folder / "constants.npy")
-    for curve in args.only:
-        for shown, arguments in runs()[curve]:
-            for seed in args.seeds:
-                key = json.dumps({**arguments, "seed": seed}, sort_keys=True)  # one run may stand in several curves
-                if key not in made:
-                    start = time.perf_counter()
-                    made[key] = result_of(data, constants, **arguments, seed=seed)
-                    args.out.write_text(json.dumps(made, indent=1))
-                    print(curve, shown, round(time.perf_counter() - start), "s", made[key]["accuracy"], file=sys.stderr)
+    for seed in args.seeds:
+        make_missing(result_of, (data, constants), {name: curves()[name] for name in args.only}, args.out, seed=seed)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ def main() -> None:
         for kind in args.kinds:
             path = args.folder / f"{protocol}_{kind}.npz"
             if path.exists():
+                if np.load(path)["counts"].tolist() != args.counts:
+                    raise SystemExit(f"{path} was made with other --counts; remove it, or take another folder")
                 continue
             kept: list[tuple[Sample, int]] = []
             n_taught = 0
@@ -105,7 +107,7 @@ def main() -> None:
                 made = tqdm(parallel(calls), total=len(side_rows), desc=path.stem, mininterval=30)
                 kept += [(sample, int(row)) for sample, row in zip(made, side_rows, strict=True) if sample is not None]
             samples, kept_rows = zip(*kept, strict=True)
-            np.savez(path, row=np.array(kept_rows), n_taught=n_taught, **packed(list(samples)))
+            np.savez(path, row=np.array(kept_rows), n_taught=n_taught, counts=args.counts, **packed(list(samples)))
             print(f"{path.stem}: {len(samples)} samples, {np.mean([s.n_points for s in samples]):.0f} points each", flush=True)
 
 

@@ -14,25 +14,21 @@ boundary   the residual network with neighbours across the faces of the cell, an
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pointnet2 import PointNet2
 from prepare import read
+from runs import Curves, make_missing, result
 
-from matminer_ed3d import labels
 from matminer_ed3d.datasets import read_structures
 from matminer_ed3d.networks.registry import build_network
-from matminer_ed3d.representations import PointCloud, Sample
+from matminer_ed3d.representations import PointCloud
 from matminer_ed3d.training import TrainingOptions, network_outputs, seeded_network, train
 
-TARGETS = tuple(labels.TARGETS)
 OPTIONS = TrainingOptions(
     learning_rate=2e-3, batch_size=32, early_stopping=None, ema_decay=0.995, precision="bf16", validation_fraction=0.0
 )
@@ -41,10 +37,8 @@ SIZES = (1000, 4000, 8000, 16000)
 N_TRAIN = 8000  # of the other curves
 POINTNET, RESNET = ("pointnet", "small"), ("sparse_cnn", "small")
 
-Run = tuple[str, dict[str, Any]]  # what it shows; arguments of `result_of`
 
-
-def runs() -> dict[str, list[Run]]:
+def curves() -> Curves:
     """Name every point of every curve."""
     points, voxels = ({"kind": f"{kind}_mean", "n_train": N_TRAIN} for kind in ("points", "voxels"))
     return {
@@ -85,9 +79,17 @@ def densest(cloud: PointCloud, n: int) -> PointCloud:
     return replace(cloud, coords=cloud.coords[kept], feats=cloud.feats[kept])
 
 
+def network_of(family: str, architecture: str, space_group_numbers: list[int]) -> torch.nn.Module:
+    """One of the package's networks, or one that is here to compare."""
+    if architecture == "pointnet2":
+        return PointNet2(1, space_group_numbers)
+    return build_network(family, architecture, 1, len(space_group_numbers), space_group_numbers)
+
+
 def result_of(
     folder: Path,
     numbers: np.ndarray,
+    *,
     network: tuple[str, str],
     kind: str,
     n_train: int,
@@ -105,7 +107,7 @@ def result_of(
         samples = [replace(sample, grid_shape=None) for sample in samples]  # type: ignore[call-arg]
     first_asked = n_taught + (len(samples) - n_taught) // 5
     classes, codes = np.unique(numbers[rows], return_inverse=True)
-    built = seeded_network(lambda: build_network(*network, 1, len(classes), classes.tolist()), seed)
+    built = seeded_network(lambda: network_of(*network, classes.tolist()), seed)
     history = train(
         built,
         samples[:first_asked],
@@ -114,28 +116,8 @@ def result_of(
         validation=np.arange(n_taught, first_asked),
         verbose=1,
     )
-    asked: list[Sample] = samples[first_asked:]
-    proba = np.exp(network_outputs(built, asked, batch_size=32))
-    right = {target: accuracy(proba, classes, numbers[rows[first_asked:]], target) for target in TARGETS}
-    return {
-        "accuracy": {target: round(100 * value, 2) for target, value in right.items()},
-        "n_train": n_taught,
-        "n_asked": len(asked),
-        "n_weights": sum(parameter.numel() for parameter in built.parameters()),
-        "by_epoch": [round(100 * entry["val_score"], 1) for entry in history],
-        "samples_per_second": round(float(np.median([entry["samples_per_second"] for entry in history]))),
-        "seconds": round(sum(entry["seconds"] for entry in history)),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def accuracy(proba: np.ndarray, classes: np.ndarray, truth: np.ndarray, target: str) -> float:
-    """Share of right answers for a target, of which the probability is the sum over its space groups."""
-    of_class, of_truth = (np.array(labels.target_of(values, target)) for values in (classes, truth))
-    names, column = np.unique(of_class, return_inverse=True)
-    sums = np.zeros((len(proba), len(names)))
-    np.add.at(sums.T, column, proba.T)
-    return float((names[sums.argmax(1)] == of_truth).mean())
+    proba = np.exp(network_outputs(built, samples[first_asked:], batch_size=32))
+    return {"n_train": n_taught, **result(proba, classes, numbers[rows[first_asked:]], built, history)}
 
 
 def main() -> None:
@@ -144,23 +126,15 @@ def main() -> None:
     parser.add_argument("structures", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", nargs="+", choices=runs(), default=list(runs()))
+    parser.add_argument("--only", nargs="+", choices=curves(), default=list(curves()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, help="of all networks (default: 20 of point networks, 10 of sparse ones)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     numbers = np.array(read_structures(args.structures).values("sg_symprec_01")).astype(int)
-    made: dict[str, dict[str, Any]] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    run: Callable[..., dict[str, Any]] = result_of
-    for curve in args.only:
-        for shown, arguments in runs()[curve]:
-            key = json.dumps({**arguments, "seed": args.seed}, sort_keys=True)  # one run may stand in several curves
-            if key not in made:
-                start = time.perf_counter()
-                made[key] = run(args.folder, numbers, **{**arguments, "epochs": args.epochs or arguments.get("epochs"), "seed": args.seed})
-                args.out.write_text(json.dumps(made, indent=1))
-                print(curve, shown, round(time.perf_counter() - start), "s", made[key]["accuracy"], file=sys.stderr)
+    shared = {"seed": args.seed} | ({"epochs": args.epochs} if args.epochs else {})
+    make_missing(result_of, (args.folder, numbers), {name: curves()[name] for name in args.only}, args.out, **shared)
 
 
 if __name__ == "__main__":

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import default_network
 import numpy as np
 import small_networks
+from runs import Results, key_of
 
+MOST_SEEDS = 20
 TARGETS = {"crystal_system": "crystal system", "extinction_group": "extinction group", "space_group_number": "space group"}
-Results = dict[str, Any]
 
 
-def results_of(made: Results, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+def results_of(module: Any, made: Results, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     """Results of one point, all seeds."""
-    found = []
-    for key, result in made.items():
-        given = json.loads(key)
-        given.pop("seed")
-        if json.dumps(given, sort_keys=True) == json.dumps(arguments, sort_keys=True):
-            found.append(result)
-    return found
+    keys = [key_of(module.result_of, arguments | {"seed": seed}) for seed in range(MOST_SEEDS)]
+    return [made[key] for key in keys if key in made]
 
 
 def percent(results: list[dict[str, Any]], target: str) -> str:
@@ -38,13 +33,13 @@ def percent(results: list[dict[str, Any]], target: str) -> str:
     return f"{np.mean(values):.1f}{spread}"
 
 
-def print_curves(runs: dict[str, list[Any]], made: Results) -> None:
+def print_curves(module: Any, made: Results) -> None:
     """One Markdown table."""
     header = ["curve", "shown", "crystals", "weights", *TARGETS.values(), "seeds", "samples/s, threads"]
     print("| " + " | ".join(header) + " |\n" + "|" + "---|" * len(header))
-    for curve, points in runs.items():
+    for curve, points in module.curves().items():
         for shown, arguments in points:
-            results = results_of(made, arguments)
+            results = results_of(module, made, arguments)
             if results:
                 first = results[0]
                 cells = [
@@ -66,30 +61,32 @@ def draw(small: Results, default: Results, path: Path) -> None:
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
-    def line(made: Results, points: list[Any], x_of: Callable[[dict[str, Any]], Any]) -> list[tuple[Any, float]]:
-        found = [(results_of(made, arguments), arguments) for _, arguments in points]
-        return [(x_of(r[0] | a), float(np.mean([s["accuracy"]["space_group_number"] for s in r]))) for r, a in found if r]
-
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    sizes = small_networks.runs()["size"]
+    sizes = small_networks.curves()["size"]
     lines = {
-        "default": (default, default_network.runs()["size"]),
-        "residual sparse CNN": (small, [run for run in sizes if run[1]["network"] == small_networks.RESNET]),
-        "PointNet": (small, [run for run in sizes if run[1]["network"] == small_networks.POINTNET]),
+        "default": (default_network, default, default_network.curves()["size"]),
+        "residual sparse CNN": (small_networks, small, [point for point in sizes if point[1]["network"] == small_networks.RESNET]),
+        "PointNet": (small_networks, small, [point for point in sizes if point[1]["network"] == small_networks.POINTNET]),
     }
-    for name, (made, points) in lines.items():
-        at = line(made, points, lambda run: run["n_train"])
-        axes[0].semilogx(*zip(*at, strict=True), "o-", label=name)
-        largest = results_of(made, points[-1][1])[0]["by_epoch"]
-        axes[1].plot(range(1, len(largest) + 1), largest, label=name)
-    at = line(small, small_networks.runs()["points"], lambda run: run.get("max_points", 1024))
-    axes[2].semilogx(*zip(*at, strict=True), "o-", color="C2", label="PointNet")
-    for axis, label in zip(axes, ("training crystals", "epochs (the most crystals)", "points of a cloud"), strict=True):
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for name, (module, made, points) in lines.items():
+        found = [results for _, arguments in points if (results := results_of(module, made, arguments))]
+        axes[0].semilogx([results[0]["n_train"] for results in found], [space_groups(results) for results in found], "o-", label=name)
+        by_epoch = found[-1][0]["by_epoch"]
+        axes[1].plot(range(1, len(by_epoch) + 1), by_epoch)
+    clouds = [(arguments.get("max_points", 1024), arguments) for _, arguments in small_networks.curves()["points"]]
+    shown = [(n, space_groups(results)) for n, arguments in clouds if (results := results_of(small_networks, small, arguments))]
+    axes[2].semilogx(*zip(*shown, strict=True), "o-", color="C2")
+    for axis, label in zip(axes, ("training crystals", "epochs (most crystals)", "points of a cloud"), strict=True):
         axis.set_xlabel(label)
         axis.set_ylim(0, 100)
     axes[0].set_ylabel("space group right, %")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
+
+
+def space_groups(results: list[dict[str, Any]]) -> float:
+    """Mean accuracy over seeds, per cent."""
+    return float(np.mean([result["accuracy"]["space_group_number"] for result in results]))
 
 
 def main() -> None:
@@ -100,8 +97,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     small, default = (json.loads(path.read_text()) for path in (args.small, args.default))
-    print_curves(small_networks.runs(), small)
-    print_curves(default_network.runs(), default)
+    print_curves(small_networks, small)
+    print_curves(default_network, default)
     if args.figure:
         draw(small, default, args.figure)
 

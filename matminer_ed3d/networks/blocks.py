@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,19 +18,21 @@ __all__ = [
     "ConvNeXtBlock",
     "ConvNorm",
     "ResidualBlock",
+    "POOLINGS",
     "StochasticDepth",
-    "VoxelBatchNorm",
+    "RowBatchNorm",
+    "check_choice",
     "pool_samples",
-    "run_block",
     "set_checkpointing",
 ]
 
 LAYER_SCALE = 0.1  # a block's first weight; ConvNeXt's 1e-6 is for 300 epochs, these networks are taught for a few
 EXPANSION = 4
+POOLINGS = ("max", "mean_max")
 
 
-class VoxelBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over all voxels of a batch; a batch of one voxel, which has no variance, takes the running statistics."""
+class RowBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over all rows of a batch; a batch of one row, which has no variance, takes the running statistics."""
 
     def forward(self, input: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Return the normalised features."""
@@ -43,7 +47,7 @@ class StochasticDepth(nn.Module):
     Parameters
     ----------
     probability : float
-        That a sample goes without the branch. The others are scaled up, so that the mean stays.
+        That a sample goes without the branch, below 1. The others are scaled up, so that the mean stays.
 
     References
     ----------
@@ -52,6 +56,8 @@ class StochasticDepth(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"`probability` of leaving a branch out must be at least 0 and below 1, got {probability}")
         self.probability = probability
 
     def forward(self, branch: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
@@ -73,7 +79,7 @@ class ConvNorm(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1) -> None:
         super().__init__()
         self.conv = SparseConv3d(c_in, c_out, kernel_size, stride)
-        self.norm = VoxelBatchNorm(c_out)
+        self.norm = RowBatchNorm(c_out)
 
     def forward(self, feats: Float[Tensor, "n_in c_in"], voxels: Voxels) -> tuple[Float[Tensor, "n_out c_out"], Voxels]:
         """Return features and voxels, coarser if strided."""
@@ -82,9 +88,18 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """What takes the features of voxels to new ones of the same voxels: ``forward(feats, voxels)``."""
+    """What takes the features of voxels to new ones of the same voxels: ``forward(feats, voxels)``.
+
+    Where `set_checkpointing` asks for it, only the inputs are kept for the gradient.
+    """
 
     checkpointing = False
+
+    def __call__(self, feats: Float[Tensor, "n c_in"], voxels: Voxels) -> Float[Tensor, "n c_out"]:
+        """Return the new features."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpointed(self, feats, voxels)
+        return super().__call__(feats, voxels)
 
 
 class ResidualBlock(Block):
@@ -146,13 +161,6 @@ class ConvNeXtBlock(Block):
         return feats + self.drop_path(branch, voxels.batch_index)
 
 
-def run_block(block: nn.Module, feats: Float[Tensor, "n c_in"], voxels: Voxels) -> Float[Tensor, "n c_out"]:
-    """Return ``block(feats, voxels)``, keeping only its inputs for the gradient where `set_checkpointing` asks for that."""
-    if block.checkpointing and torch.is_grad_enabled():
-        return checkpointed(block, feats, voxels)
-    return block(feats, voxels)
-
-
 def set_checkpointing(network: nn.Module, on: bool) -> None:
     """Let every block of a network keep only its inputs for the gradient, and compute the rest again: less memory, more time."""
     for module in network.modules():
@@ -160,8 +168,27 @@ def set_checkpointing(network: nn.Module, on: bool) -> None:
             module.checkpointing = on
 
 
+def check_choice(name: str, value: str, choices: Collection[str]) -> str:
+    """Return `value`, or raise ValueError where it is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
 def pool_samples(feats: Float[Tensor, "n c"], voxels: Voxels, n_samples: int, pooling: str) -> Float[Tensor, "n_samples_ c_out"]:
-    """Return one row for each sample: the maximum of every channel ("max"), or the mean and the maximum ("mean_max")."""
+    """Return one row for each sample.
+
+    Parameters
+    ----------
+    feats : (n, c) float
+        Of the voxels.
+    voxels : Voxels
+        Of `n_samples` samples.
+    n_samples : int
+        Their number.
+    pooling : {"max", "mean_max"}
+        The largest value of every channel, (n_samples, c), or its mean and largest value, (n_samples, 2 c).
+    """
     largest = global_max_pool(feats, voxels.batch_index, n_samples)
     if pooling == "max":
         return largest

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matminer_ed3d.networks.batching import VoxelBatch
-from matminer_ed3d.networks.blocks import Block, ConvNeXtBlock, VoxelBatchNorm, pool_samples, run_block
+from matminer_ed3d.networks.blocks import Block, ConvNeXtBlock, RowBatchNorm, check_choice, pool_samples
 from matminer_ed3d.networks.symmetry_features import N_SYMMETRY_FEATURES, symmetry_features
 from matminer_ed3d.sparse.convolution import SparseConv3d
 from matminer_ed3d.sparse.voxels import Voxels
@@ -41,7 +41,7 @@ class DilatedBlock(Block):
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.norm = VoxelBatchNorm(width)
+        self.norm = RowBatchNorm(width)
         self.conv = SparseConv3d(width, width, dilation=dilation)
 
     def forward(self, feats: Float[Tensor, "n c"], voxels: Voxels) -> Float[Tensor, "n c"]:
@@ -84,12 +84,15 @@ class CrystalNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.scale = VoxelBatchNorm(N_SYMMETRY_FEATURES, affine=False)
+        self.scale = RowBatchNorm(N_SYMMETRY_FEATURES, affine=False)
         self.stem = SparseConv3d(n_channels, width)
-        blocks: dict[str, Callable[[int, int], Block]]
-        blocks = {"residual": DilatedBlock, "convnext": partial(ConvNeXtBlock, drop_path=drop_path)}
-        self.blocks = nn.ModuleList(blocks[block](width, dilation) for dilation in dilations)
-        self.pool_norm = VoxelBatchNorm(2 * width)
+        builders: dict[str, Callable[[int, int], Block]]
+        builders = {"residual": DilatedBlock, "convnext": partial(ConvNeXtBlock, drop_path=drop_path)}
+        if drop_path and block != "convnext":
+            raise ValueError(f"`drop_path` is of the block 'convnext', got {drop_path} with {block!r}; leave it 0")
+        build = builders[check_choice("block", block, builders)]
+        self.blocks = nn.ModuleList(build(width, dilation) for dilation in dilations)
+        self.pool_norm = RowBatchNorm(2 * width)
         sizes = [N_SYMMETRY_FEATURES + 2 * width, *head_widths]
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.GELU(), nn.Dropout(dropout))]
         self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_outputs))
@@ -108,7 +111,7 @@ class CrystalNet(nn.Module):
         density = batch.feats[kept]
         feats, _ = self.stem(density.sign() * density.abs().log1p(), voxels)
         for block in self.blocks:
-            feats = run_block(block, feats, voxels)
+            feats = block(feats, voxels)
         pooled = pool_samples(feats, voxels, batch.n_samples, "mean_max")
         outputs: Tensor = self.head(torch.cat([symmetry, self.pool_norm(pooled)], 1))
         return outputs.float()

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from matminer_ed3d.networks.batching import PointBatch
 from matminer_ed3d.networks.features import compress_density
-from matminer_ed3d.sparse.pooling import global_max_pool, global_mean_pool, samples_together
+from matminer_ed3d.sparse.pooling import global_mean_pool, max_of_samples, samples_together
 
 __all__ = ["COORDINATE_SCALE", "PointNet", "SampleGroupNorm"]
 
@@ -42,19 +41,27 @@ class SampleGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_channels))
         self.bias = nn.Parameter(torch.zeros(n_channels))
 
-    def forward(self, feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int) -> Float[Tensor, "n c"]:
-        """Return the normalised features."""
-        together, sizes, order = samples_together(feats, batch_index, n_samples)
+    def forward(self, feats: Float[Tensor, "n c"], sizes: list[int]) -> Float[Tensor, "n c"]:
+        """Return the normalised features, on a CPU in the precision of the input.
+
+        Parameters
+        ----------
+        feats : (n, c) float
+            Rows of a sample together, one sample after another.
+        sizes : list of int
+            Rows of each sample.
+        """
         if len(set(sizes)) == 1:
-            normal = self._normalised(together, n_samples)
-        else:
-            normal = torch.cat([self._normalised(sample, 1) for sample in torch.split(together, sizes)])
-        return normal if order is None else torch.empty_like(normal).index_copy(0, order, normal)
+            return self._normalised(feats, len(sizes))
+        return torch.cat([self._normalised(sample, 1) for sample in torch.split(feats, sizes)])
 
     def _normalised(self, feats: Tensor, n_samples: int) -> Tensor:
-        # as images with channels last, for which torch has a kernel of its own: in bfloat16 14 times as fast as means and differences
-        images = feats.view(n_samples, -1, 1, feats.shape[1]).permute(0, 3, 1, 2)
-        normal = functional.group_norm(images, self.n_groups, self.weight, self.bias, self.eps)
+        # As images with channels last, for which torch has a kernel of its own. That sums squares, so a mean far above the deviations
+        # would drown them: first a constant is taken off each group, which changes neither the answer nor its gradient.
+        rows = feats.view(n_samples, -1, self.n_groups, feats.shape[1] // self.n_groups)
+        rows = rows - rows[:, :1].detach().mean(3, keepdim=True)
+        images = rows.view(n_samples, -1, 1, feats.shape[1]).permute(0, 3, 1, 2)
+        normal = torch.group_norm(images, self.n_groups, self.weight, self.bias, self.eps)
         return normal.permute(0, 2, 3, 1).reshape(feats.shape)
 
     def extra_repr(self) -> str:
@@ -102,8 +109,8 @@ class PointNet(nn.Module):
         centre = global_mean_pool(batch.coords, batch.batch_index, batch.n_samples)
         position = (batch.coords - centre.index_select(0, batch.batch_index)) / COORDINATE_SCALE
         density = compress_density(batch.feats) if self.compress else batch.feats
-        feats = torch.cat([position, density], 1)
+        feats, sizes = samples_together(torch.cat([position, density], 1), batch.batch_index, batch.n_samples)
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            feats = norm(layer(feats), batch.batch_index, batch.n_samples).relu()
-        outputs: Tensor = self.head(global_max_pool(feats, batch.batch_index, batch.n_samples))
+            feats = norm(layer(feats), sizes).relu()
+        outputs: Tensor = self.head(max_of_samples(feats, sizes))
         return outputs.float()

@@ -10,7 +10,6 @@ from torch import nn
 from matminer_ed3d.networks.crystal_net import CrystalNet
 from matminer_ed3d.networks.hierarchical_head import HierarchicalHead
 from matminer_ed3d.networks.pointnet import PointNet
-from matminer_ed3d.networks.pointnet2 import PointNet2, Stage
 from matminer_ed3d.networks.sparse_convnext import SparseConvNeXt
 from matminer_ed3d.networks.sparse_resnet import SparseResNet
 
@@ -23,11 +22,6 @@ def _pointnet_small(n_channels: int, n_outputs: int) -> nn.Module:
 
 def _pointnet_paper(n_channels: int, n_outputs: int) -> nn.Module:
     return PointNet(n_channels, n_outputs, widths=(64, 128, 1024), n_groups=32, head_widths=(512, 256), compress=False)
-
-
-def _pointnet2(n_channels: int, n_outputs: int) -> nn.Module:
-    stages = (Stage(128, 32, 1.5, (32, 64)), Stage(32, 16, 4.0, (128, 128)))
-    return PointNet2(n_channels, n_outputs, stages, widths=(256, 512), head_widths=(256,), periodic=False)
 
 
 def _sparse_small(n_channels: int, n_outputs: int) -> nn.Module:
@@ -49,7 +43,7 @@ def _crystal(n_channels: int, n_outputs: int) -> nn.Module:
 
 # family -> architecture -> builder(n_channels, n_outputs)
 ARCHITECTURES: dict[str, dict[str, Callable[[int, int], nn.Module]]] = {
-    "pointnet": {"small": _pointnet_small, "paper": _pointnet_paper, "pointnet2": _pointnet2},
+    "pointnet": {"small": _pointnet_small, "paper": _pointnet_paper},
     "sparse_cnn": {"small": _sparse_small, "paper": _sparse_paper, "convnext": _sparse_convnext, "crystal": _crystal},
 }
 
@@ -64,8 +58,8 @@ def build_network(
     family : {"pointnet", "sparse_cnn"}
         What it eats: a `PointBatch` or a `VoxelBatch`.
     architecture : str
-        ``small`` trains on two CPU cores, ``paper`` is that of Kim et al. (2024) and wants a GPU; ``pointnet2`` (pointnet) looks at
-        neighbourhoods, ``convnext`` (sparse_cnn) has ConvNeXt-like blocks, ``crystal`` (sparse_cnn) sees the lattice and the periodic cell.
+        ``small`` trains on two CPU cores, ``paper`` is that of Kim et al. (2024) and wants a GPU; ``convnext`` (sparse_cnn) has
+        ConvNeXt-like blocks, ``crystal`` (sparse_cnn) sees the lattice and the periodic cell.
     n_channels : int
         Densities of each point or voxel.
     n_outputs : int

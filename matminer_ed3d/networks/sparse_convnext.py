@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matminer_ed3d.networks.batching import VoxelBatch
-from matminer_ed3d.networks.blocks import ConvNeXtBlock, pool_samples, run_block
+from matminer_ed3d.networks.blocks import POOLINGS, ConvNeXtBlock, check_choice, pool_samples
 from matminer_ed3d.networks.features import compress_density
 from matminer_ed3d.sparse.convolution import SparseConv3d
 from matminer_ed3d.sparse.voxels import Voxels
@@ -21,25 +21,28 @@ __all__ = ["SparseConvNeXt"]
 
 
 class _Stage(nn.Module):
-    """A normalised step to coarser voxels or more channels, where there is one, then blocks."""
+    """Where voxels become coarser or channels more, a normalised step there; then blocks."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(c_in)
-        self.entry = None if c_in == c_out and stride == 1 else SparseConv3d(c_in, c_out, kernel_size=stride, stride=stride)
+        has_entry = c_in != c_out or stride > 1
+        self.norm = nn.LayerNorm(c_in) if has_entry else None
+        self.entry = SparseConv3d(c_in, c_out, kernel_size=stride, stride=stride) if has_entry else None
         self.blocks = nn.ModuleList(ConvNeXtBlock(c_out, drop_path=drop_path) for drop_path in drop_paths)
 
     def forward(self, feats: Tensor, voxels: Voxels) -> tuple[Tensor, Voxels]:
-        feats = self.norm(feats)
-        if self.entry is not None:
-            feats, voxels = self.entry(feats, voxels)
+        if self.norm is not None and self.entry is not None:
+            feats, voxels = self.entry(self.norm(feats), voxels)
         for block in self.blocks:
-            feats = run_block(block, feats, voxels)
+            feats = block(feats, voxels)
         return feats, voxels
 
 
 class SparseConvNeXt(nn.Module):
     """ConvNeXt-like network on the occupied voxels of densities.
+
+    With strides of 1 the answer does not depend on the origin (a shift by whole voxels) nor on how many cells a periodic sample holds; with
+    others as :class:`~matminer_ed3d.networks.sparse_resnet.SparseResNet` says: choose ``multiple_of`` the product of all strides.
 
     Parameters
     ----------
@@ -68,7 +71,7 @@ class SparseConvNeXt(nn.Module):
         pooling: str = "mean_max",
     ) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.pooling = check_choice("pooling", pooling, POOLINGS)
         self.stem = SparseConv3d(n_channels, widths[0])
         rates = iter(torch.linspace(0, drop_path, sum(n_blocks)).tolist())
         stages = zip([widths[0], *widths[:-1]], widths, strides, n_blocks, strict=True)

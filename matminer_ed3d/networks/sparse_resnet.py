@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from matminer_ed3d.networks.batching import VoxelBatch
-from matminer_ed3d.networks.blocks import ConvNorm, ResidualBlock, run_block
+from matminer_ed3d.networks.blocks import ConvNorm, ResidualBlock
 from matminer_ed3d.networks.features import compress_density
 from matminer_ed3d.sparse.pooling import global_max_pool
 from matminer_ed3d.sparse.voxels import Voxels
@@ -32,7 +32,7 @@ class _Stage(nn.Module):
         feats, voxels = self.entry(feats, voxels)
         feats = feats.relu()
         for block in self.blocks:
-            feats = run_block(block, feats, voxels)
+            feats = block(feats, voxels)
         return feats, voxels
 
 

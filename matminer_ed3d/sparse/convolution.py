@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,21 +156,24 @@ def checkpointed(module: nn.Module, *inputs: Any) -> Any:
 
     Running statistics, as of batch normalisation, are gathered in the first pass only.
     """
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _without_statistics(module)))
+    call = partial(nn.Module.__call__, module)  # a module may call this function when it is called
+    return checkpoint(call, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _WithoutStatistics(module)))
 
 
-@contextmanager
-def _without_statistics(module: nn.Module) -> Iterator[None]:
-    before = [
-        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
-        for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.num_batches_tracked is not None
-    ]
-    for norm, *_ in before:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum, counter, n_batches in before:
+class _WithoutStatistics:
+    """While entered, as once for every backward pass, the batch normalisations of a module leave their running statistics alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = (norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm))
+        self.norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms if norm.num_batches_tracked is not None]
+        self.counted: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self.counted = [counter.clone() for _, _, counter in self.norms]
+        for norm, *_ in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for (norm, momentum, counter), before in zip(self.norms, self.counted, strict=True):
             norm.momentum = momentum
-            counter.copy_(n_batches)
+            counter.copy_(before)

@@ -23,10 +23,11 @@ def _onednn_linear() -> Any:
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
 
 
+@torch.no_grad()
 def matrix_product(
     left: Float[Tensor, "m k"], right: Float[Tensor, "k n"], out: Float[Tensor, "m n"] | None = None
 ) -> Float[Tensor, "m n"]:
-    """Return ``left @ right``, without a gradient.
+    """Return ``left @ right``, on which no gradient runs back.
 
     Parameters
     ----------

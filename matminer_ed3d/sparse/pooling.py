@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from matminer_ed3d.sparse.voxels import KernelMap, Voxels, kernel_map
 
-__all__ = ["global_max_pool", "global_mean_pool", "samples_together", "sparse_max_pool", "sparse_mean_pool"]
+__all__ = ["global_max_pool", "global_mean_pool", "max_of_samples", "samples_together", "sparse_max_pool", "sparse_mean_pool"]
 
 
 def global_max_pool(feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int) -> Float[Tensor, "n_samples_ c"]:
@@ -31,22 +31,28 @@ def global_max_pool(feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"],
     (n_samples, c) float
         In float32 at least. Where values tie, each gets its share of the gradient, so a doubled cell gives the same gradients.
     """
-    feats, sizes, _ = samples_together(feats, batch_index, n_samples)
-    return _GlobalMax.apply(feats, sizes)  # type: ignore[no-untyped-call]
+    return max_of_samples(*samples_together(feats, batch_index, n_samples))
 
 
-def samples_together(
-    feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int
-) -> tuple[Float[Tensor, "n c"], list[int], Int[Tensor, " n"] | None]:
-    """Return rows in which those of a sample stand together, samples ascending, and how many each has.
+def samples_together(feats: Float[Tensor, "n c"], batch_index: Int[Tensor, " n"], n_samples: int) -> tuple[Float[Tensor, "n c"], list[int]]:
+    """Return rows in which those of a sample stand together, samples ascending as they do in a batch, and how many each has.
 
-    The third is the order that the rows were taken in, None where they stood so already, as those of a batch do.
+    Raises
+    ------
+    ValueError
+        If `batch_index` does not name each of 0 to n_samples - 1.
     """
     sizes = torch.bincount(batch_index, minlength=n_samples).tolist()
-    if bool((batch_index[1:] >= batch_index[:-1]).all()):
-        return feats, sizes, None
-    order = batch_index.argsort(stable=True)
-    return feats.index_select(0, order), sizes, order
+    if len(sizes) != n_samples or 0 in sizes:
+        raise ValueError(f"`batch_index` must name each of the {n_samples} samples at least once and no other, got counts {sizes[:20]}")
+    if not bool((batch_index[1:] >= batch_index[:-1]).all()):
+        feats = feats.index_select(0, batch_index.argsort(stable=True))
+    return feats, sizes
+
+
+def max_of_samples(feats: Float[Tensor, "n c"], sizes: list[int]) -> Float[Tensor, "n_samples_ c"]:
+    """Return what `global_max_pool` does, of rows that stand together."""
+    return _GlobalMax.apply(feats, sizes)  # type: ignore[no-untyped-call]
 
 
 class _GlobalMax(torch.autograd.Function):

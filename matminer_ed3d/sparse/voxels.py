@@ -156,9 +156,10 @@ class Voxels:
     def table(self, below: int, above: int) -> _CellTable:
         """Return the table of the boxes' cells, with lines along z that go on by so many cells at either end."""
         if (below, above) not in self._tables:
-            # Open space: a neighbour that wraps must fall into an empty margin.
-            boxes = _Boxes.around(self.coords, self.grid_shapes, above if self.grid_shapes is None else 0)
-            self._tables[below, above] = _CellTable(self.coords, boxes, below, above)
+            # Open space: a neighbour that wraps must fall into an empty margin, from either side.
+            is_periodic = self.grid_shapes is not None
+            boxes = _Boxes.around(self.coords, self.grid_shapes, 0 if is_periodic else max(below, above))
+            self._tables[below, above] = _CellTable(self.coords, boxes, below, above, is_periodic)
         return self._tables[below, above]
 
     def __repr__(self) -> str:
@@ -207,7 +208,7 @@ class _Boxes:
 class _CellTable:
     """The row of the voxel in a cell; `n_voxels` where the cell is empty."""
 
-    def __init__(self, coords: Int[Tensor, "n_voxels 4"], boxes: _Boxes, below: int, above: int) -> None:
+    def __init__(self, coords: Int[Tensor, "n_voxels 4"], boxes: _Boxes, below: int, above: int, is_periodic: bool) -> None:
         self.boxes, self.below = boxes, below
         self.lines = _Boxes.of_shape(boxes.origin, boxes.shape + boxes.shape.new_tensor([0, 0, below + above]))
         self.n_voxels = len(coords)
@@ -218,7 +219,8 @@ class _CellTable:
             cell = self.lines.cell(coords) + below
             self.rows[cell] = rows
             is_unique = bool((self.rows.index_select(0, cell) == rows).all())
-            self._continue_lines(coords, cell, rows, below, above)
+            if is_periodic:
+                self._continue_lines(coords, cell, rows, below, above)
         else:
             self.cells, order = boxes.cell(coords).sort()
             self.rows = order.int()
@@ -307,8 +309,8 @@ def kernel_map(voxels: Voxels, kernel_size: int, stride: int = 1, dilation: int 
     key = (kernel_size, stride, dilation)
     if key not in voxels._maps:
         steps = dilation * _steps(kernel_size)
-        # Strided outputs begin up to stride - 1 below the first voxel, and end as far beyond the last.
-        table = voxels.table(below=-int(steps[0]) + stride - 1, above=int(steps[-1]) + stride - 1)
+        # Strided outputs begin up to stride - 1 below the first voxel of open space.
+        table = voxels.table(below=-int(steps[0]) + stride - 1, above=int(steps[-1]))
         base = (stride * out.coords[:, 1:] - table.boxes.origin.index_select(0, out.batch_index)).t()
         is_symmetric = stride == 1 and kernel_size % 2 == 1
         voxels._maps[key] = KernelMap(table.neighbours(base, out.batch_index, steps), voxels.n_voxels, is_symmetric)

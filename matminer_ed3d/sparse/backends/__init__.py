@@ -175,6 +175,8 @@ def _autocast(tensor: Tensor) -> Tensor:
 
 
 def _check_shapes(feats: Tensor, weight: Tensor, n_in: int, n_offsets: int) -> None:
+    if feats.dtype != weight.dtype and not torch.is_autocast_enabled(feats.device.type):
+        raise ValueError(f"`feats` and `weight` must have one dtype, got {feats.dtype} and {weight.dtype}; convert one, or use autocast")
     if (len(feats), weight.shape[0], weight.shape[1]) != (n_in, n_offsets, feats.shape[1]):
         raise ValueError(
             f"`feats` (n_in, c_in) and `weight` (n_offsets, c_in, c_out) must fit {n_in} input voxels and {n_offsets} offsets, "

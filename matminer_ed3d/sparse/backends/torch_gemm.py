@@ -4,7 +4,7 @@ Every output row is one product of its gathered neighbours, (rows, k c_in) @ (k 
 ("implicit GEMM"). The gradient of the inputs is the same over the inverse map, and its gathered blocks serve the gradient of the
 weights too. From a coarse grid to a finer one, where most offsets of a voxel reach nothing, products come first: each coarse row times
 all offsets, and every fine row sums those that are its own. Nothing is scattered, and blocks are summed in order. Results therefore
-repeat bit for bit and do not depend on the other samples of a batch beyond the rounding of one product.
+repeat bit for bit with the same number of threads, and do not depend on the other samples of a batch beyond the rounding of one product.
 
 Memory, beside inputs and outputs: one block (4 MiB for each thread of a CPU, or as much as the weight) or, between grids, products of
 at most 256 MiB, and the map: 4 bytes times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in

@@ -84,8 +84,12 @@ def test_the_density_answers_as_its_structure(model, structure):
 
 def test_it_knows_most_of_a_sample_of_the_materials_project(model):
     # Most of these 28 were in the training set: this shows that weights, classes and preprocessing belong together, not how good it is.
+    # Half were chosen because their two labels differ: such a crystal lies at the edge of a tolerance, and either is an answer.
     predicted = model.estimator.predict([structure_of(record) for record in RECORDS])
-    assert np.mean(predicted == [record["symprec_01"] for record in RECORDS]) > 0.8
+    right = [number in (record["symprec_01"], record["symprec_001"]) for number, record in zip(predicted, RECORDS, strict=True)]
+    assert np.mean(right) > 0.9
+    clear = [hit for hit, record in zip(right, RECORDS, strict=True) if record["symprec_01"] == record["symprec_001"]]
+    assert np.mean(clear) > 0.9
 
 
 def test_it_knows_textbook_crystals(model, crystals):

@@ -128,8 +128,8 @@ class ResidualBlock(Block):
 class ConvNeXtBlock(Block):
     """A convolution over space, then a small network at every voxel, beside the identity [1]_.
 
-    The convolution joins all channels where ConvNeXt's is of each channel by itself: on a processor's matrix product that is the faster
-    one up to some 64 channels, since a convolution of each channel does little more than read 27 neighbours.
+    The convolution joins all channels where ConvNeXt's is of each channel by itself: that would do little more than read 27 neighbours,
+    which takes as long.
 
     Parameters
     ----------

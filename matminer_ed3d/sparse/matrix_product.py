@@ -7,6 +7,7 @@ repeats bit for bit.
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from typing import Any
 
@@ -19,8 +20,10 @@ __all__ = ["matrix_product"]
 
 @cache
 def _onednn_linear() -> Any:
-    """Return ``left @ right.t()`` of oneDNN, which torch keeps for its compiler, or None where this build has none."""
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+    """Return ``left @ right.t()`` of oneDNN, which torch keeps for its compiler; None where this build has none, or off x86-64, untried."""
+    if platform.machine().lower() not in {"x86_64", "amd64"} or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 @torch.no_grad()

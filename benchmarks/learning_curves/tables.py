@@ -35,7 +35,7 @@ def percent(results: list[dict[str, Any]], target: str) -> str:
 
 def print_curves(module: Any, made: Results) -> None:
     """One Markdown table."""
-    header = ["curve", "shown", "crystals", "weights", *TARGETS.values(), "seeds", "samples/s, threads"]
+    header = ["curve", "shown", "crystals", "weights", *TARGETS.values(), "seeds"]
     print("| " + " | ".join(header) + " |\n" + "|" + "---|" * len(header))
     for curve, points in module.curves().items():
         for shown, arguments in points:
@@ -49,8 +49,7 @@ def print_curves(module: Any, made: Results) -> None:
                     f"{first['n_weights']:,}",
                     *(percent(results, target) for target in TARGETS),
                 ]
-                speed = f"{np.median([result['samples_per_second'] for result in results]):.0f}, {first['threads']}"
-                print("| " + " | ".join([*cells, str(len(results)), speed]) + " |")
+                print("| " + " | ".join([*cells, str(len(results))]) + " |")
     print()
 
 

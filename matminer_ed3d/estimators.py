@@ -35,11 +35,12 @@ __all__ = ["PointNetClassifier", "PointNetRegressor", "SparseCNNClassifier", "Sp
 
 # What "auto" is. The paper's architecture takes the paper's sampling. The others take voxels of 0.5 Å, which make an eighth of the
 # points: a batch of 32 cells then has some 30,000 of them, which two CPU cores train on in about a second. A cap keeps the densest
-# points only, so it lies where it rarely bites (4,096 points of 0.5 Å fill 512 Å³), and voxels have none.
+# points only, so it lies where it rarely bites (4,096 points of 0.5 Å fill 512 Å³), and voxels have none. Means teach more than random
+# points (docs/results.md, "sampling").
 AUTO: dict[tuple[str, str], dict[str, Any]] = {
     ("points", "paper"): {"voxel_size": 0.25, "max_points": "paper", "reduction": "random"},
     ("voxels", "paper"): {"voxel_size": 0.25, "max_points": "paper", "reduction": "random", "voxel_basis": "cartesian"},
-    ("points", "other"): {"voxel_size": 0.5, "max_points": 4096, "reduction": "random"},
+    ("points", "other"): {"voxel_size": 0.5, "max_points": 4096, "reduction": "mean"},
     ("voxels", "other"): {"voxel_size": 0.5, "max_points": None, "reduction": "mean", "voxel_basis": "lattice"},
 }
 # Of "auto" where `d_min` is set: such voxels are exact, along the lattice, and capped by `max_voxels`.
@@ -63,7 +64,8 @@ _SHARED_PARAMETERS = """\
     voxel_size : float or "auto"
         Edge of a voxel in Å. ``auto``: 0.25 (the paper's) for ``architecture="paper"``, else 0.5.
     reduction : {"random", "mean", "auto"}
-        One random grid point of each voxel, or its mean density. ``auto``: {auto_reduction}.
+        One random grid point of each voxel, or its mean density. ``auto``: ``random`` for ``architecture="paper"`` without
+        `d_min`, else ``mean``.
     threshold : float
         Points below this density (e/Å³) are left out.
     max_points : int, "paper", None or "auto"
@@ -133,9 +135,6 @@ def _with_parameters(cls: Cls) -> Cls:
     classifier = issubclass(cls, ClassifierMixin)
     parts = {
         "    {shared}\n": _SHARED_PARAMETERS,
-        "{auto_reduction}": (
-            '``random`` for ``architecture="paper"`` without `d_min`, else ``mean``' if issubclass(cls, _SparseCNN) else "``random``"
-        ),
         "{family_parameters}": _VOXEL_PARAMETERS if issubclass(cls, _SparseCNN) else "",
         "{task_parameters}": _CLASSIFIER_PARAMETERS if classifier else _REGRESSOR_PARAMETERS,
         "{task_attributes}": _CLASSIFIER_ATTRIBUTES if classifier else _REGRESSOR_ATTRIBUTES,

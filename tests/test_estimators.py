@@ -316,16 +316,15 @@ def test_defaults_follow_the_architecture() -> None:
     assert PointNetClassifier()._sample_options().max_points == 4096
     assert SparseCNNClassifier()._sample_options().max_points is None
     for cls in ESTIMATORS:
-        paper = cls(architecture="paper")._sample_options()
+        paper, other = cls(architecture="paper")._sample_options(), cls()._sample_options()
+        assert other.reduction == "mean"
         assert (paper.voxel_size, paper.max_points) == (0.25, "paper")
         assert paper.reduction == "random"
         chosen = cls(architecture="paper", voxel_size=0.4, max_points=None, reduction="mean")._sample_options()
         assert (chosen.voxel_size, chosen.max_points, chosen.reduction) == (0.4, None, "mean")
-    for cls in (PointNetClassifier, PointNetRegressor):
-        assert cls()._sample_options().reduction == "random"
     for cls in (SparseCNNClassifier, SparseCNNRegressor):
         other, paper = cls()._sample_options(), cls(architecture="paper")._sample_options()
-        assert (other.reduction, other.voxel_basis, paper.voxel_basis) == ("mean", "lattice", "cartesian")
+        assert (other.voxel_basis, paper.voxel_basis) == ("lattice", "cartesian")
         cut = cls(architecture="paper", cell="reduced", d_min=1.0)._sample_options()  # voxels of a resolution are along the lattice
         cut.check()
         assert cut.voxel_basis == "lattice"

@@ -25,7 +25,9 @@ from matminer_ed3d.protocols import apply_protocol
 from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 
-COUNTS = {"train": 16_000, "validation": 5_000}
+SPLITS = ("train", "validation")
+COUNTS = (16_000, 5_000)  # crystals of each
+LARGE_COUNTS = {"conventional_voxels_mean": (64_000, 5_000)}  # for the longest curve
 MAX_SITES = 40
 KINDS = {
     f"{kind}_{reduction}": SampleOptions(kind=kind, voxel_size=0.5, reduction=reduction, **options)  # type: ignore[arg-type]
@@ -62,6 +64,8 @@ def read(path: Path, n_train: int) -> tuple[list[Sample], np.ndarray, int]:
         arrays = dict(file)
     ends = arrays["n"].cumsum()
     n_taught = int(arrays["n_taught"])
+    if arrays["counts"][0] < n_train:
+        raise SystemExit(f"{path} was made of {arrays['counts'][0]} crystals to teach, {n_train} are asked for; make it with more --counts")
     n_kept = min(n_train, n_taught)
     kept = [*range(n_kept), *range(n_taught, len(ends))]
     samples: list[Sample] = []
@@ -83,31 +87,34 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--protocols", nargs="+", default=["conventional", "primitive"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--counts", type=int, nargs=2, default=list(COUNTS.values()), help="crystals to teach and to ask")
+    parser.add_argument(
+        "--counts", type=int, nargs=2, help="crystals to teach and to ask (default: 16000 5000, and 64000 5000 of conventional_voxels_mean)"
+    )
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
     table = read_structures(args.structures)
     side, small = assigned_sides(table), np.array(table.values("n_sites")) <= MAX_SITES
     rng = np.random.default_rng(0)
-    rows = [rng.permutation(np.flatnonzero((side == name) & small))[:n] for name, n in zip(COUNTS, args.counts, strict=True)]
+    shuffled = [rng.permutation(np.flatnonzero((side == name) & small)) for name in SPLITS]
     args.folder.mkdir(parents=True, exist_ok=True)
     parallel = Parallel(n_jobs=args.n_jobs, return_as="generator", batch_size=16)
     for protocol in args.protocols:
         for kind in args.kinds:
             path = args.folder / f"{protocol}_{kind}.npz"
+            counts = args.counts or LARGE_COUNTS.get(path.stem, COUNTS)
             if path.exists():
-                if np.load(path)["counts"].tolist() != args.counts:
+                if np.load(path)["counts"].tolist() != list(counts):
                     raise SystemExit(f"{path} was made with other --counts; remove it, or take another folder")
                 continue
             kept: list[tuple[Sample, int]] = []
             n_taught = 0
-            for side_rows in rows:
+            for side_rows in (rows[:n] for rows, n in zip(shuffled, counts, strict=True)):
                 n_taught = n_taught or len(kept)
                 calls = (delayed(sample_of)(table.structure(int(row)), int(row), protocol, KINDS[kind]) for row in side_rows)
                 made = tqdm(parallel(calls), total=len(side_rows), desc=path.stem, mininterval=30)
                 kept += [(sample, int(row)) for sample, row in zip(made, side_rows, strict=True) if sample is not None]
             samples, kept_rows = zip(*kept, strict=True)
-            np.savez(path, row=np.array(kept_rows), n_taught=n_taught, counts=args.counts, **packed(list(samples)))
+            np.savez(path, row=np.array(kept_rows), n_taught=n_taught, counts=counts, **packed(list(samples)))
             print(f"{path.stem}: {len(samples)} samples, {np.mean([s.n_points for s in samples]):.0f} points each", flush=True)
 
 

@@ -9,6 +9,7 @@ size       PointNet and the residual network against the number of training crys
 points     PointNet against the number of points of a cloud, the densest ones
 sampling   a random grid point of a voxel against its mean, for PointNet and the residual network
 boundary   the residual network with neighbours across the faces of the cell, and the same voxels in open space, in two protocols
+metric     the control that sees no density: trees on the lengths and angles of the same cells
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ import numpy as np
 import torch
 from pointnet2 import PointNet2
 from prepare import read
-from runs import Curves, make_missing, result
+from runs import TARGETS, Curves, make_missing, result
 
+from matminer_ed3d import labels
+from matminer_ed3d.controls import fit_predict, metric_features
 from matminer_ed3d.datasets import read_structures
 from matminer_ed3d.networks.registry import build_network
-from matminer_ed3d.representations import PointCloud
+from matminer_ed3d.representations import PointCloud, SparseTensor
 from matminer_ed3d.training import TrainingOptions, network_outputs, seeded_network, train
 
 OPTIONS = TrainingOptions(
     learning_rate=2e-3, batch_size=32, early_stopping=None, ema_decay=0.995, precision="bf16", validation_fraction=0.0
 )
 EPOCHS = {"pointnet": 20, "sparse_cnn": 10}
-SIZES = (1000, 4000, 8000, 16000)
+POINTNET, RESNET, METRIC = ("pointnet", "small"), ("sparse_cnn", "small"), ("control", "metric")
+SIZES = {POINTNET: (1000, 4000, 8000, 16000), RESNET: (1000, 4000, 8000, 16000, 64000)}
 N_TRAIN = 8000  # of the other curves
-POINTNET, RESNET = ("pointnet", "small"), ("sparse_cnn", "small")
 
 
 def curves() -> Curves:
@@ -52,7 +55,7 @@ def curves() -> Curves:
         "size": [
             (f"{name}, {n} crystals", {"network": network, **kind, "n_train": n})
             for name, network, kind in (("PointNet", POINTNET, points), ("residual sparse CNN", RESNET, voxels))
-            for n in SIZES
+            for n in SIZES[network]
         ],
         "points": [(f"{n} points", {"network": POINTNET, **points, "max_points": n}) for n in (64, 256)]
         + [("1024 points", {"network": POINTNET, **points})],
@@ -66,6 +69,8 @@ def curves() -> Curves:
             for protocol, shown in (("conventional", {}), ("primitive", {"protocol": "primitive"}))
             for boundary, space in (("periodic", {}), ("open", {"open_space": True}))
         ],
+        "metric": [(f"conventional, {n} crystals", {"network": METRIC, **voxels, "n_train": n}) for n in SIZES[RESNET]]
+        + [(f"primitive, {N_TRAIN} crystals", {"network": METRIC, **voxels, "protocol": "primitive"})],
     }
 
 
@@ -86,6 +91,17 @@ def network_of(family: str, architecture: str, space_group_numbers: list[int]) -
     return build_network(family, architecture, 1, len(space_group_numbers), space_group_numbers)
 
 
+def metric_control(samples: list[SparseTensor], space_groups: np.ndarray, n_taught: int, first_asked: int) -> dict[str, Any]:
+    """Score trees that see the lattice of each cell only."""
+    metric = np.stack([metric_features(sample.voxel_basis * np.array(sample.grid_shape)[:, None]) for sample in samples])
+    right = {}
+    for target in TARGETS:
+        y = np.array(labels.target_of(space_groups, target))
+        right[target] = (fit_predict(metric[:n_taught], y[:n_taught], metric[first_asked:], target) == y[first_asked:]).mean()
+    accuracy = {target: round(100 * float(share), 2) for target, share in right.items()}
+    return {"n_train": n_taught, "accuracy": accuracy, "n_asked": len(samples) - first_asked, "n_weights": 0}
+
+
 def result_of(
     folder: Path,
     numbers: np.ndarray,
@@ -99,13 +115,15 @@ def result_of(
     epochs: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train one network, ask it."""
+    """Train one network, or fit the control, and ask it."""
     samples, rows, n_taught = read(folder / f"{protocol}_{kind}.npz", n_train)
     if max_points:
         samples = [densest(sample, max_points) for sample in samples]  # type: ignore[arg-type]
     if open_space:
         samples = [replace(sample, grid_shape=None) for sample in samples]  # type: ignore[call-arg]
     first_asked = n_taught + (len(samples) - n_taught) // 5
+    if network == METRIC:
+        return metric_control(samples, numbers[rows], n_taught, first_asked)  # type: ignore[arg-type]
     classes, codes = np.unique(numbers[rows], return_inverse=True)
     built = seeded_network(lambda: network_of(*network, classes.tolist()), seed)
     history = train(

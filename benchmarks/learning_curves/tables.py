@@ -46,7 +46,7 @@ def print_curves(module: Any, made: Results) -> None:
                     curve,
                     shown,
                     f"{first['n_train']:,}",
-                    f"{first['n_weights']:,}",
+                    f"{first['n_weights']:,}" if first["n_weights"] else "-",
                     *(percent(results, target) for target in TARGETS),
                 ]
                 print("| " + " | ".join([*cells, str(len(results))]) + " |")
@@ -65,17 +65,22 @@ def draw(small: Results, default: Results, path: Path) -> None:
         "default": (default_network, default, default_network.curves()["size"]),
         "residual sparse CNN": (small_networks, small, [point for point in sizes if point[1]["network"] == small_networks.RESNET]),
         "PointNet": (small_networks, small, [point for point in sizes if point[1]["network"] == small_networks.POINTNET]),
+        "trees on the cell alone": (
+            small_networks,
+            small,
+            [point for point in small_networks.curves()["metric"] if "protocol" not in point[1]],
+        ),
     }
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     for name, (module, made, points) in lines.items():
         found = [results for _, arguments in points if (results := results_of(module, made, arguments))]
         axes[0].semilogx([results[0]["n_train"] for results in found], [space_groups(results) for results in found], "o-", label=name)
-        by_epoch = found[-1][0]["by_epoch"]
+        by_epoch = found[-1][0].get("by_epoch", [])
         axes[1].plot(range(1, len(by_epoch) + 1), by_epoch)
     clouds = [(arguments.get("max_points", 1024), arguments) for _, arguments in small_networks.curves()["points"]]
     shown = [(n, space_groups(results)) for n, arguments in clouds if (results := results_of(small_networks, small, arguments))]
     axes[2].semilogx(*zip(*shown, strict=True), "o-", color="C2")
-    for axis, label in zip(axes, ("training crystals", "epochs (most crystals)", "points of a cloud"), strict=True):
+    for axis, label in zip(axes, ("training crystals", "epochs (most crystals)", "points of a cloud (PointNet)"), strict=True):
         axis.set_xlabel(label)
         axis.set_ylim(0, 100)
     axes[0].set_ylabel("space group right, %")

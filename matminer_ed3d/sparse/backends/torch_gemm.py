@@ -2,9 +2,10 @@
 
 Every output row is one product of its gathered neighbours, (rows, k c_in) @ (k c_in, c_out), absent neighbours being zero
 ("implicit GEMM"). The gradient of the inputs is the same over the inverse map, and its gathered blocks serve the gradient of the
-weights too. From a coarse grid to a finer one, where most offsets of a voxel reach nothing, products come first: each coarse row times
-all offsets, and every fine row sums those that are its own. Nothing is scattered, and blocks are summed in order. Results therefore
-repeat bit for bit with the same number of threads, and do not depend on the other samples of a batch beyond the rounding of one product.
+weights too. On a CPU the threads share the rows of a large layer. From a coarse grid to a finer one, where most offsets of a voxel reach
+nothing, products come first: each coarse row times all offsets, and every fine row sums those that are its own. Nothing is scattered, and
+blocks are summed in order. Results therefore repeat bit for bit with the same number of threads, and do not depend on the other samples of
+a batch beyond the rounding of one product.
 
 Memory, beside inputs and outputs: one block (4 MiB for each thread of a CPU, or as much as the weight) or, between grids, products of
 at most 256 MiB, and the map: 4 bytes times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in
@@ -16,8 +17,9 @@ exist; fuller cells, as crystals are, favour this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -34,20 +36,53 @@ __all__ = ["convolve"]
 CPU_BLOCK_BYTES = 1 << 22  # for each thread
 GPU_BLOCK_BYTES = 1 << 29
 PRODUCT_BYTES = 1 << 28
+LEAST_ROWS = 64  # of a block, and of a thread's part
+SHARED_PRODUCTS = 1 << 30  # multiplications of a layer from which on its rows are shared among threads
+
+Part = TypeVar("Part")
 
 
-def _gathered(feats: Float[Tensor, "n_in c"], neighbours: Int[Tensor, "n_out k"], n_columns: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of output rows and the features of their neighbours, (rows, k c); each block takes the place of the one before.
+def _by_parts(work: Callable[[slice], Part], weight: Float[Tensor, "k c_in c_out"], n_rows: int) -> list[Part]:
+    """Return what `work` gives for the rows, in as many parts as there are threads on a CPU, each in a thread of its own.
+
+    A core then multiplies what itself has gathered. Where torch shares single products among its threads, the gradient of the weights
+    is shared by columns and a gather by rows, and half of each block changes cores twice.
+    """
+    n_threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
+    if n_threads == 1 or n_rows < LEAST_ROWS * n_threads or n_rows * weight.numel() < SHARED_PRODUCTS:
+        return [work(slice(0, n_rows))]
+    ends = [n_rows * i // n_threads for i in range(n_threads + 1)]
+    inference = torch.is_inference_mode_enabled()
+
+    def work_as_here(part: slice) -> Part:
+        with torch.inference_mode(inference), torch.no_grad():  # a new thread knows neither
+            return work(part)
+
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work_as_here, map(slice, ends, ends[1:])))
+    finally:
+        torch.set_num_threads(n_threads)  # of MKL there is one number for all threads
+
+
+def _padded(feats: Float[Tensor, "n_in c"]) -> Float[Tensor, "n_in_1 c"]:
+    """Return the features and a row of zeros, the absent neighbour."""
+    return torch.cat([feats, feats.new_zeros(1, feats.shape[1])])
+
+
+def _gathered(
+    padded: Float[Tensor, "n_in_1 c"], neighbours: Int[Tensor, "n_out k"], part: slice, n_columns: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of a part's rows and the features of their neighbours, (rows, k c); each block takes the place of the one before.
 
     Each is to be multiplied by a weight of (k c, n_columns), which is read once more for every block: none is much smaller than that.
     """
-    n_out, n_offsets = neighbours.shape
-    padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])  # row n_in: the absent neighbour
-    block_bytes = CPU_BLOCK_BYTES * torch.get_num_threads() if feats.device.type == "cpu" else GPU_BLOCK_BYTES
-    n_rows = min(n_out, max(64, n_columns, block_bytes // (n_offsets * feats.shape[1] * feats.element_size())))
-    block = feats.new_empty(n_rows * n_offsets, feats.shape[1])
-    for start in range(0, n_out, n_rows):
-        rows = slice(start, min(start + n_rows, n_out))
+    n_offsets, n_channels = neighbours.shape[1], padded.shape[1]
+    block_bytes = CPU_BLOCK_BYTES * torch.get_num_threads() if padded.device.type == "cpu" else GPU_BLOCK_BYTES
+    n_rows = min(part.stop - part.start, max(LEAST_ROWS, n_columns, block_bytes // (n_offsets * n_channels * padded.element_size())))
+    block = padded.new_empty(n_rows * n_offsets, n_channels)
+    for start in range(part.start, part.stop, n_rows):
+        rows = slice(start, min(start + n_rows, part.stop))
         index = neighbours[rows].reshape(-1)
         gathered = block[: len(index)]
         torch.index_select(padded, 0, index, out=gathered)
@@ -67,9 +102,14 @@ def _gather_then_multiply(
     feats: Float[Tensor, "n_in c_in"], weight: Float[Tensor, "k c_in c_out"], neighbours: Int[Tensor, "n_out k"]
 ) -> Float[Tensor, "n_out c_out"]:
     flat = weight.reshape(-1, weight.shape[2])
+    padded = _padded(feats)
     out = feats.new_empty(len(neighbours), weight.shape[2])
-    for rows, gathered in _gathered(feats, neighbours, weight.shape[2]):
-        matrix_product(gathered, flat, out=out[rows])
+
+    def multiply(part: slice) -> None:
+        for rows, gathered in _gathered(padded, neighbours, part, weight.shape[2]):
+            matrix_product(gathered, flat, out=out[rows])
+
+    _by_parts(multiply, weight, len(neighbours))
     return out
 
 
@@ -93,10 +133,14 @@ def _product(feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
     return _gather_then_multiply(feats, weight, kmap.neighbours)
 
 
-def _weight_gradient(feats: Tensor, grad: Tensor, kmap: KernelMap) -> Tensor:
-    n_offsets, c_in, c_out = kmap.neighbours.shape[1], feats.shape[1], grad.shape[1]
-    blocks = _gathered(feats, kmap.neighbours, c_out)
-    total = _sum_of(matrix_product(grad[rows].t(), gathered) for rows, gathered in blocks)
+def _weight_gradient(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap) -> Tensor:
+    n_offsets, c_in, c_out = weight.shape
+    padded = _padded(feats)
+
+    def sum_of(part: slice) -> Tensor:
+        return _sum_of(matrix_product(grad[rows].t(), gathered) for rows, gathered in _gathered(padded, kmap.neighbours, part, c_out))
+
+    total = _sum_of(_by_parts(sum_of, weight, kmap.n_out))
     return total.to(feats.dtype).view(c_out, n_offsets, c_in).permute(1, 2, 0)
 
 
@@ -105,12 +149,16 @@ def _both_gradients(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap
     n_offsets, c_in, c_out = weight.shape
     flat = weight.transpose(0, 1).reshape(c_in, -1).t()  # whole rows of c_out numbers are copied, no single ones
     grad_feats = torch.empty_like(feats)
+    padded = _padded(grad)
 
     def product_of(rows: slice, gathered: Tensor) -> Tensor:
         matrix_product(gathered, flat, out=grad_feats[rows])
         return matrix_product(feats[rows].t(), gathered)
 
-    total = _sum_of(product_of(*block) for block in _gathered(grad, kmap.inverse, c_in))
+    def sum_of(part: slice) -> Tensor:
+        return _sum_of(product_of(*block) for block in _gathered(padded, kmap.inverse, part, c_in))
+
+    total = _sum_of(_by_parts(sum_of, weight, kmap.n_in))
     return grad_feats, total.to(feats.dtype).view(c_in, n_offsets, c_out).transpose(0, 1)
 
 
@@ -131,7 +179,7 @@ class _SparseConv(torch.autograd.Function):
         if wants_feats and wants_weight and kmap.n_in <= kmap.n_out:
             return *_both_gradients(feats, weight, grad, kmap), None
         grad_feats = _product(grad, weight.transpose(1, 2), kmap.transposed) if wants_feats else None
-        grad_weight = _weight_gradient(feats, grad, kmap) if wants_weight else None
+        grad_weight = _weight_gradient(feats, weight, grad, kmap) if wants_weight else None
         return grad_feats, grad_weight, None
 
 

@@ -358,59 +358,62 @@ def test_float16_agrees_with_float32(stride: int) -> None:
         torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=0.05)
 
 
+class Layer:
+    """A random layer to compute in several ways."""
+
+    def __init__(self, shapes: list[Shape], stride: int, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.kmap, _ = kernel_map(random_voxels(shapes, 0.6, periodic=True), 3, stride)
+        self.feats = torch.randn(self.kmap.n_in, C_IN).to(dtype).requires_grad_()
+        self.weight = torch.randn(27, C_IN, C_OUT).to(dtype).requires_grad_()
+        self.cotangent = torch.randn(self.kmap.n_out, C_OUT).to(dtype)
+        self.atol = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype]
+
+    def value(self) -> Tensor:
+        return sparse_conv(self.feats, self.weight, self.kmap)
+
+    def value_and_gradients(self) -> tuple[Tensor, ...]:
+        value = self.value()
+        return value, *torch.autograd.grad(value, (self.feats, self.weight), self.cotangent)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_many_blocks_are_one(dtype: torch.dtype, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    kmap, _ = kernel_map(random_voxels([(12, 9, 10), (5, 6, 7)], 0.6, periodic=True), 3, stride)
-    feats = torch.randn(kmap.n_in, C_IN).to(dtype).requires_grad_()
-    weight = torch.randn(27, C_IN, C_OUT).to(dtype).requires_grad_()
-    cotangent = torch.randn(kmap.n_out, C_OUT).to(dtype)
-
-    def results() -> tuple[Tensor, ...]:
-        value = sparse_conv(feats, weight, kmap)
-        return value, *torch.autograd.grad(value, (feats, weight), cotangent)
-
-    whole = results()
+    layer = Layer([(12, 9, 10), (5, 6, 7)], stride, dtype)
+    whole = layer.value_and_gradients()
     monkeypatch.setattr(torch_gemm, "CPU_BLOCK_BYTES", 1)
-    assert sum(1 for _ in torch_gemm._gathered(torch_gemm._padded(feats.detach()), kmap.neighbours, slice(0, kmap.n_out), C_OUT)) > 1
-    for got, want in zip(results(), whole, strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol={torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype])
+    padded, kmap = torch_gemm._padded(layer.feats.detach()), layer.kmap
+    assert sum(1 for _ in torch_gemm._gathered(padded, kmap.neighbours, slice(0, kmap.n_out), C_OUT)) > 1
+    for got, want in zip(layer.value_and_gradients(), whole, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=layer.atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_threads_share_the_rows_of_a_layer(dtype: torch.dtype, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    kmap, _ = kernel_map(random_voxels([(12, 9, 10), (15, 16, 17)], 0.6, periodic=True), 3, stride)
-    feats = torch.randn(kmap.n_in, C_IN).to(dtype).requires_grad_()
-    weight = torch.randn(27, C_IN, C_OUT).to(dtype).requires_grad_()
-    cotangent = torch.randn(kmap.n_out, C_OUT).to(dtype)
-
-    def results() -> tuple[Tensor, ...]:
-        value = sparse_conv(feats, weight, kmap)
-        return value, *torch.autograd.grad(value, (feats, weight), cotangent)
+    layer = Layer([(12, 9, 10), (15, 16, 17)], stride, dtype)
 
     def part_lengths() -> list[int]:
-        return torch_gemm._by_parts(lambda part: part.stop - part.start, weight, kmap.n_out)
+        return torch_gemm._by_parts(lambda part: part.stop - part.start, layer.weight, layer.kmap.n_out)
 
     n_threads = torch.get_num_threads()
-    whole = results()
+    whole = layer.value_and_gradients()
     monkeypatch.setattr(torch_gemm, "SHARED_PRODUCTS", 0)
     monkeypatch.setattr(torch_gemm, "CPU_BLOCK_BYTES", 1)
     try:
         torch.set_num_threads(3)
         assert len(part_lengths()) == 3
-        assert sum(part_lengths()) == kmap.n_out
-        shared, again = results(), results()
+        assert sum(part_lengths()) == layer.kmap.n_out
+        shared, again = layer.value_and_gradients(), layer.value_and_gradients()
         assert torch.get_num_threads() == 3
         with torch.inference_mode():
-            assert torch.equal(sparse_conv(feats, weight, kmap), shared[0])
+            assert torch.equal(layer.value(), shared[0])
     finally:
         torch.set_num_threads(n_threads)
     for first, second, want in zip(shared, again, whole, strict=True):
         assert torch.equal(first, second)
-        torch.testing.assert_close(first, want, rtol=0, atol={torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype])
+        torch.testing.assert_close(first, want, rtol=0, atol=layer.atol)
 
 
 def test_two_dtypes_are_refused() -> None:

@@ -25,9 +25,14 @@ from matminer_ed3d.protocols import apply_protocol
 from matminer_ed3d.representations import PointCloud, Sample, SparseTensor
 from matminer_ed3d.samples import SampleOptions, make_sample
 
-SPLITS = ("train", "validation")
-COUNTS = (16_000, 5_000)  # crystals of each
-LARGE_COUNTS = {"conventional_voxels_mean": (64_000, 5_000)}  # for the longest curve
+N_TAUGHT = {  # crystals to teach, of each protocol and kind
+    "conventional_points_random": 16_000,
+    "conventional_points_mean": 16_000,
+    "conventional_voxels_random": 16_000,
+    "conventional_voxels_mean": 64_000,
+    "primitive_voxels_mean": 16_000,
+}
+N_ASKED = 5_000
 MAX_SITES = 40
 KINDS = {
     f"{kind}_{reduction}": SampleOptions(kind=kind, voxel_size=0.5, reduction=reduction, **options)  # type: ignore[arg-type]
@@ -85,37 +90,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("structures", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--protocols", nargs="+", default=["conventional", "primitive"])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument(
-        "--counts", type=int, nargs=2, help="crystals to teach and to ask (default: 16000 5000, and 64000 5000 of conventional_voxels_mean)"
-    )
+    parser.add_argument("--only", nargs="+", choices=N_TAUGHT, default=list(N_TAUGHT))
+    parser.add_argument("--counts", type=int, nargs=2, help=f"crystals to teach and to ask (default: those of {N_TAUGHT}, and {N_ASKED})")
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
     table = read_structures(args.structures)
     side, small = assigned_sides(table), np.array(table.values("n_sites")) <= MAX_SITES
     rng = np.random.default_rng(0)
-    shuffled = [rng.permutation(np.flatnonzero((side == name) & small)) for name in SPLITS]
+    shuffled = [rng.permutation(np.flatnonzero((side == name) & small)) for name in ("train", "validation")]
     args.folder.mkdir(parents=True, exist_ok=True)
     parallel = Parallel(n_jobs=args.n_jobs, return_as="generator", batch_size=16)
-    for protocol in args.protocols:
-        for kind in args.kinds:
-            path = args.folder / f"{protocol}_{kind}.npz"
-            counts = args.counts or LARGE_COUNTS.get(path.stem, COUNTS)
-            if path.exists():
-                if np.load(path)["counts"].tolist() != list(counts):
-                    raise SystemExit(f"{path} was made with other --counts; remove it, or take another folder")
-                continue
-            kept: list[tuple[Sample, int]] = []
-            n_taught = 0
-            for side_rows in (rows[:n] for rows, n in zip(shuffled, counts, strict=True)):
-                n_taught = n_taught or len(kept)
-                calls = (delayed(sample_of)(table.structure(int(row)), int(row), protocol, KINDS[kind]) for row in side_rows)
-                made = tqdm(parallel(calls), total=len(side_rows), desc=path.stem, mininterval=30)
-                kept += [(sample, int(row)) for sample, row in zip(made, side_rows, strict=True) if sample is not None]
-            samples, kept_rows = zip(*kept, strict=True)
-            np.savez(path, row=np.array(kept_rows), n_taught=n_taught, counts=counts, **packed(list(samples)))
-            print(f"{path.stem}: {len(samples)} samples, {np.mean([s.n_points for s in samples]):.0f} points each", flush=True)
+    for name in args.only:
+        protocol, kind = name.split("_", 1)
+        path = args.folder / f"{name}.npz"
+        counts = args.counts or [N_TAUGHT[name], N_ASKED]
+        if path.exists():
+            if np.load(path)["counts"].tolist() != counts:
+                raise SystemExit(f"{path} was made with other --counts; remove it, or take another folder")
+            continue
+        kept: list[tuple[Sample, int]] = []
+        n_taught = 0
+        for side_rows in (rows[:n] for rows, n in zip(shuffled, counts, strict=True)):
+            n_taught = n_taught or len(kept)
+            calls = (delayed(sample_of)(table.structure(int(row)), int(row), protocol, KINDS[kind]) for row in side_rows)
+            made = tqdm(parallel(calls), total=len(side_rows), desc=name, mininterval=30)
+            kept += [(sample, int(row)) for sample, row in zip(made, side_rows, strict=True) if sample is not None]
+        samples, kept_rows = zip(*kept, strict=True)
+        np.savez(path, row=np.array(kept_rows), n_taught=n_taught, counts=counts, **packed(list(samples)))
+        print(f"{name}: {len(samples)} samples, {np.mean([s.n_points for s in samples]):.0f} points each", flush=True)
 
 
 if __name__ == "__main__":

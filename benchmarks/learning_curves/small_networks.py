@@ -93,7 +93,7 @@ def network_of(family: str, architecture: str, space_group_numbers: list[int]) -
 
 def metric_control(samples: list[SparseTensor], space_groups: np.ndarray, n_taught: int, first_asked: int) -> dict[str, Any]:
     """Score trees that see the lattice of each cell only."""
-    metric = np.stack([metric_features(sample.voxel_basis * np.array(sample.grid_shape)[:, None]) for sample in samples])
+    metric = np.stack([metric_features(sample.lattice) for sample in samples])
     right = {}
     for target in TARGETS:
         y = np.array(labels.target_of(space_groups, target))

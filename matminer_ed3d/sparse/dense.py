@@ -1,6 +1,6 @@
 """Convolution of batches that are dense: every sample fills its periodic box, and all boxes have one shape.
 
-These take torch's ``conv3d`` on grids padded by their own far faces. On a CPU it does the same arithmetic as the sparse path 1.1 to 1.3
+These take torch's ``conv3d`` on grids padded by their own far faces. On a CPU it does the same arithmetic as the sparse path up to 1.3
 times as fast, as it multiplies neighbours where they lie instead of gathering them; `fitting_shape` says where that is so.
 """
 

@@ -7,9 +7,9 @@ nothing, products come first: each coarse row times all offsets, and every fine 
 blocks are summed in order. Results therefore repeat bit for bit with the same number of threads, and do not depend on the other samples of
 a batch beyond the rounding of one product.
 
-Memory, beside inputs and outputs: one block (4 MiB for each thread of a CPU, or as much as the weight) or, between grids, products of
-at most 256 MiB, and the map: 4 bytes times k for each output voxel, as much again for its inverse. Kept for the gradient: the inputs, c_in
-numbers for each voxel.
+Memory, beside inputs and outputs: a block for each thread of a CPU (4 MiB, or as much as the weight), and in the backward pass a gradient
+of the weight for each; or, between grids, products of at most 256 MiB; and the map: 4 bytes times k for each output voxel, as much again
+for its inverse. Kept for the gradient: the inputs, c_in numbers for each voxel.
 
 The other way, one gather, product and scatter for each offset over the pairs that exist, does less arithmetic where few neighbours
 exist; fuller cells, as crystals are, favour this one.
@@ -49,7 +49,8 @@ def _by_parts(work: Callable[[slice], Part], weight: Float[Tensor, "k c_in c_out
     is shared by columns and a gather by rows, and half of each block changes cores twice.
     """
     n_threads = torch.get_num_threads() if weight.device.type == "cpu" else 1
-    if n_threads == 1 or n_rows < LEAST_ROWS * n_threads or n_rows * weight.numel() < SHARED_PRODUCTS:
+    least_rows = max(LEAST_ROWS, *weight.shape[1:])  # what a thread gathers is then no smaller than its gradient of the weight
+    if n_threads == 1 or n_rows < least_rows * n_threads or n_rows * weight.numel() < SHARED_PRODUCTS:
         return [work(slice(0, n_rows))]
     ends = [n_rows * i // n_threads for i in range(n_threads + 1)]
     inference = torch.is_inference_mode_enabled()
@@ -98,6 +99,18 @@ def _sum_of(products: Iterable[Tensor]) -> Tensor:
     return total
 
 
+def _sum_over_blocks(
+    product_of: Callable[[slice, Tensor], Tensor], feats: Tensor, neighbours: Tensor, weight: Tensor, n_columns: int
+) -> Tensor:
+    """Sum over all blocks what `product_of` gives for one block's rows and gathered features."""
+    padded = _padded(feats)
+
+    def sum_of(part: slice) -> Tensor:
+        return _sum_of(product_of(*block) for block in _gathered(padded, neighbours, part, n_columns))
+
+    return _sum_of(_by_parts(sum_of, weight, len(neighbours)))
+
+
 def _gather_then_multiply(
     feats: Float[Tensor, "n_in c_in"], weight: Float[Tensor, "k c_in c_out"], neighbours: Int[Tensor, "n_out k"]
 ) -> Float[Tensor, "n_out c_out"]:
@@ -135,12 +148,11 @@ def _product(feats: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
 
 def _weight_gradient(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap) -> Tensor:
     n_offsets, c_in, c_out = weight.shape
-    padded = _padded(feats)
 
-    def sum_of(part: slice) -> Tensor:
-        return _sum_of(matrix_product(grad[rows].t(), gathered) for rows, gathered in _gathered(padded, kmap.neighbours, part, c_out))
+    def product_of(rows: slice, gathered: Tensor) -> Tensor:
+        return matrix_product(grad[rows].t(), gathered)
 
-    total = _sum_of(_by_parts(sum_of, weight, kmap.n_out))
+    total = _sum_over_blocks(product_of, feats, kmap.neighbours, weight, c_out)
     return total.to(feats.dtype).view(c_out, n_offsets, c_in).permute(1, 2, 0)
 
 
@@ -149,16 +161,12 @@ def _both_gradients(feats: Tensor, weight: Tensor, grad: Tensor, kmap: KernelMap
     n_offsets, c_in, c_out = weight.shape
     flat = weight.transpose(0, 1).reshape(c_in, -1).t()  # whole rows of c_out numbers are copied, no single ones
     grad_feats = torch.empty_like(feats)
-    padded = _padded(grad)
 
     def product_of(rows: slice, gathered: Tensor) -> Tensor:
         matrix_product(gathered, flat, out=grad_feats[rows])
         return matrix_product(feats[rows].t(), gathered)
 
-    def sum_of(part: slice) -> Tensor:
-        return _sum_of(product_of(*block) for block in _gathered(padded, kmap.inverse, part, c_in))
-
-    total = _sum_of(_by_parts(sum_of, weight, kmap.n_in))
+    total = _sum_over_blocks(product_of, grad, kmap.inverse, weight, c_in)
     return grad_feats, total.to(feats.dtype).view(c_in, n_offsets, c_out).transpose(0, 1)
 
 

@@ -111,3 +111,4 @@ def launch(run: Callable[..., None], n_processes: int, device: torch.device, *ar
 
 def _run(run: Callable[..., None], arguments: tuple[Any, ...], fabric: Any) -> None:
     run(Processes(fabric), fabric.device, *arguments)
+    torch.distributed.destroy_process_group()  # Fabric leaves it to the interpreter's exit, where gloo's threads now and then abort
